@@ -1,0 +1,39 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo nano test lint format
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[.a-z0-9_-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv: .venv/.installed ## install into .venv; PYTHON=python3.12 chooses the interpreter
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Sparkles needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
+		echo "Name another one: make .venv PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check uv || true
+	.venv/bin/uv pip install --python $(PY) --compile-bytecode -e '.[dev]' || $(PY) -m pip install -e '.[dev]'
+	@touch $@
+
+demo: .venv ## fine-tune and measure the nano model, its baseline and a control; print the table
+	$(PY) train.py run_dir=runs/demo/sparkleschat
+	$(PY) train.py experiment=minigpt4 run_dir=runs/demo/minigpt4
+	$(PY) -m sparkles.eval checkpoint=runs/demo/sparkleschat/checkpoints/last.ckpt blank_images=true run_dir=runs/demo/blanked
+	$(PY) -m sparkles.eval.table runs/demo/*
+
+nano: .venv ## make the shipped nano weights again, from nothing
+	$(PY) -m sparkles.nano.pretrain
+
+test: .venv ## run the tests; offline, without a GPU or a key
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+
+lint: .venv ## check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: .venv ## rewrite the code as `make lint` wants it
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .

@@ -1,0 +1,219 @@
+"""Catch the mistakes in a config before anything is built, and say what would have been right.
+
+The signature of a constructor is the schema: a YAML node with `_target_` holds its keyword arguments.
+`validate` reports every node that its constructor would refuse, all at once; `friendly_exit` adds close
+matches to what Hydra says of an override that it does not know.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from inspect import Parameter
+from pathlib import Path, PurePath
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.errors import CompactHydraException, ConfigCompositionException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
+_INSTANTIATE_KEYS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
+
+
+class ConfigError(CompactHydraException, ValueError):
+    """Every problem found in one config, one per line. Hydra shows it without a traceback."""
+
+
+def validate(cfg: DictConfig) -> None:
+    """Compare each `_target_` node with the signature it will call; import the targets, build nothing.
+
+    A value fits when its type hint allows it as YAML can write it: a list fits `tuple[int, ...]`, a string
+    fits `Path`, an int fits `float`. What cannot be told beforehand (a type variable, a value that is itself
+    built from a `_target_`) is left to the constructor.
+
+    Raises:
+        ConfigError: naming each unknown, missing or ill-typed argument, each `???` and each unknown target.
+    """
+    try:
+        tree = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config cannot be resolved: {error}") from error
+    problems = list(_problems("", tree))
+    if problems:
+        raise ConfigError("\n  ".join(["the config does not match the code:", *problems]))
+
+
+def _problems(path: str, node: object) -> Iterator[str]:
+    """The problems of a node and of everything below it."""
+    if node == "???":
+        yield f"{path}: no value yet; set {path}=..."
+    elif isinstance(node, dict):
+        if "_target_" in node:
+            yield from _call_problems(path, node)
+        for key, child in node.items():
+            yield from _problems(f"{path}.{key}".lstrip("."), child)
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from _problems(f"{path}[{index}]", child)
+
+
+def _call_problems(path: str, node: dict[str, Any]) -> Iterator[str]:
+    """What the target of `node` would refuse."""
+    name = node["_target_"]
+    try:
+        target = get_object(name)
+        signature = inspect.signature(target)
+    except ImportError as error:
+        yield f"{path}._target_: cannot import {name!r}: {error}"
+        return
+    except (TypeError, ValueError):  # some builtins have no signature to compare with
+        return
+    parameters = signature.parameters
+    positional = [key for key, p in parameters.items() if p.kind <= Parameter.POSITIONAL_OR_KEYWORD]
+    known = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    given = {key: value for key, value in node.items() if key not in _INSTANTIATE_KEYS}
+
+    if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+        for key in [key for key in given if key not in known]:
+            close = _close_words(key, known)
+            advice = _did_you_mean(close) if close else f"; it takes {', '.join(known) or 'none'}"
+            yield f"{path}.{key}: {name} has no such argument{advice}"
+    filled = {*given, *positional[: len(node.get("_args_", []))]}
+    missing = [key for key in known if parameters[key].default is Parameter.empty and key not in filled]
+    if missing and not node.get("_partial_"):
+        yield f"{path}: {name} needs {', '.join(missing)}; set {path}.{missing[0]}=..."
+    hints = _hints(target)
+    for key in [key for key in given if key in known and key in hints]:
+        value, default = given[key], parameters[key].default
+        if value not in ("???", default) and not _fits(value, hints[key]):
+            yield f"{path}.{key}: expected {_spell(hints[key])}, got {value!r}"
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # names that exist for the type checker only
+        return {}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a plain value from YAML may go where `hint` is written.
+
+    >>> _fits(None, int | None), _fits([1, 2], tuple[int, ...]), _fits("abc", Iterable[str]), _fits(True, int)
+    (True, True, False, False)
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    container = origin or hint
+    if hint is Any or (isinstance(value, dict) and "_target_" in value):
+        return True
+    if origin is Annotated:
+        return _fits(value, args[0])
+    if origin in (Union, UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if hint in (None, NoneType):
+        return value is None
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in (bool, int, str):
+        return type(value) is hint
+    if not inspect.isclass(container):
+        return True
+    if isinstance(value, str):
+        return issubclass(container, PurePath) or container is object
+    if isinstance(value, list) and issubclass(container, Iterable) and not issubclass(container, Mapping):
+        if container is tuple and args and args[-1] is not ...:
+            return len(value) == len(args) and all(map(_fits, value, args))
+        return not args or all(_fits(item, args[0]) for item in value)
+    if isinstance(value, dict) and issubclass(container, Mapping):
+        return len(args) != 2 or all(_fits(item, args[1]) for item in value.values())
+    try:
+        return isinstance(value, container)
+    except TypeError:  # a Protocol that cannot be checked at run time
+        return True
+
+
+def _spell(hint: Any) -> str:
+    """The hint as a reader would write it.
+
+    >>> _spell(int | None), _spell(Literal["per_sample", "per_batch"])
+    ('int | None', "one of 'per_sample', 'per_batch'")
+    """
+    if hint is NoneType:
+        return "None"
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(map(_spell, get_args(hint)))
+    if inspect.isclass(hint) and get_origin(hint) is None:
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("collections.abc.", "")
+
+
+def friendly_exit(main: Callable[[], None]) -> Callable[[], None]:
+    """Let a `hydra.main` end an unknown override with close matches, and Ctrl-C with one line."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except SystemExit as exit_:
+            # Hydra prints the error and exits while handling it, so the error is still attached.
+            if advice := explain(exit_.__context__):
+                print(f"\n{advice}", file=sys.stderr)
+            raise
+        except KeyboardInterrupt:
+            sys.exit("\nstopped; what was finished is in the run directory")
+
+    return wrapped
+
+
+def explain(error: BaseException | None, config_dir: Path = CONFIG_DIR) -> str:
+    """Which keys and groups look like the one that Hydra could not override; "" for other errors."""
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else None
+    if not isinstance(cause, ConfigAttributeError | ConfigKeyError) or cause.full_key is None:
+        return ""
+    root = cause.parent_node._get_root() if cause.parent_node is not None else OmegaConf.create()
+    keys = [key for key in _dotted_keys(OmegaConf.to_container(root)) if not key.startswith("hydra.")]
+    groups = [path.relative_to(config_dir).as_posix() for path in config_dir.rglob("*") if path.is_dir()]
+    return (
+        f"unknown override {cause.full_key!r}: the config has no such key and conf/ no such group"
+        f"{_did_you_mean(_close_keys(cause.full_key, [*keys, *groups]))} `--cfg job` prints every key."
+    )
+
+
+def _dotted_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Every key below `node`, inner nodes included.
+
+    >>> list(_dotted_keys({"data": {"batch_size": 8}, "seed": 1}))
+    ['data', 'data.batch_size', 'seed']
+    """
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted_keys(child, f"{prefix}{key}.")
+
+
+def _close_keys(key: str, known: Collection[str]) -> list[str]:
+    """Close by the whole path, then by the last name alone.
+
+    >>> _close_keys("trainer.batchsize", ["data.batch_size", "seed"])
+    ['data.batch_size']
+    """
+    last_names = {name: name.rpartition(".")[2] for name in known}
+    close_names = _close_words(key.rpartition(".")[2], last_names.values())
+    by_name = [name for name, last_name in last_names.items() if last_name in close_names]
+    return list(dict.fromkeys([*_close_words(key, known), *by_name]))[:3]
+
+
+def _close_words(word: str, known: Iterable[str]) -> list[str]:
+    return get_close_matches(word, sorted(set(known)), n=3, cutoff=0.75)
+
+
+def _did_you_mean(words: list[str]) -> str:
+    return f"; did you mean {' or '.join(words)}?" if words else "."

@@ -1,0 +1,54 @@
+"""Encoded dialogues of different lengths, with different numbers of images, as one batch.
+
+B dialogues, N images in all of them, T tokens of the longest.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from sparkles.data.encoding import Encoded
+from sparkles.types import IGNORE_INDEX
+
+
+def pad_batch(
+    encoded: Sequence[Encoded],
+    pixel_values: Sequence[torch.Tensor],
+    *,
+    pad_token_id: int,
+    side: Literal["left", "right"],
+) -> dict[str, torch.Tensor]:
+    """Pad to the longest dialogue: on the right to train, on the left to generate.
+
+    Args:
+        pixel_values: float32[3, H, W] of each image of the batch, flat, in order of use.
+
+    Returns:
+        input_ids int64[B, T]; attention_mask int64[B, T], 0 at padding;
+        labels int64[B, T], `IGNORE_INDEX` at padding, absent if no dialogue has them;
+        pixel_values float32[N, 3, H, W], for a batch without images float32[0, 3, 0, 0].
+    """
+    num_images = sum(len(one.images) for one in encoded)
+    if num_images != len(pixel_values):
+        raise ValueError(
+            f"{len(pixel_values)} tensors in pixel_values for {num_images} images of the dialogues"
+        )
+
+    def pad(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+        tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(
+            tensors, batch_first=True, padding_value=value, padding_side=side
+        )
+
+    batch = {
+        "input_ids": pad([one.input_ids for one in encoded], pad_token_id),
+        "attention_mask": pad([[1] * len(one.input_ids) for one in encoded], 0),
+        "pixel_values": torch.stack(list(pixel_values)) if pixel_values else torch.empty(0, 3, 0, 0),
+    }
+    labels = [one.labels for one in encoded if one.labels is not None]
+    if labels:
+        if len(labels) != len(encoded):
+            raise ValueError(f"only {len(labels)} of {len(encoded)} dialogues of a batch have labels")
+        batch["labels"] = pad(labels, IGNORE_INDEX)
+    return batch

@@ -1,0 +1,188 @@
+"""From samples and prompts to token ids with slots for image embeddings.
+
+T tokens of one dialogue; Q query tokens, so each image fills Q slots in a row, all `IMAGE_TOKEN_ID`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+import rich.text
+
+from sparkles.prompt_format import IMAGE_PLACEHOLDER, PromptFormat, check_tags
+from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID, Image, Message, Prompt, Sample, images_of
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer; every one of `transformers` has it."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
+
+class EncodingError(ValueError):
+    """A dialogue that cannot be brought within the length limit, or a tokenizer that lacks a token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One dialogue as the model reads it."""
+
+    input_ids: list[int]
+    """int[T], `IMAGE_TOKEN_ID` in image slots."""
+    labels: list[int] | None
+    """int[T], `IGNORE_INDEX` where there is no loss; None at inference."""
+    images: tuple[Image, ...]
+    """Those whose slots are in `input_ids`, in order: fewer than the dialogue's if turns were dropped."""
+    dropped_turns: int = 0
+    """Oldest turns left out to fit `max_length`."""
+    dropped_tokens: int = 0
+    """Tokens cut from the end of the answer to fit `max_length`."""
+
+
+class Encoder:
+    """Turns rendered text into token ids.
+
+    The text is split at the image placeholders, white space beside a placeholder is dropped, and each segment
+    is tokenised on its own: the ids then do not depend on how a tokenizer treats added tokens, and with
+    sentencepiece they are the original's.
+    """
+
+    def __init__(
+        self, *, tokenizer: Tokenizer, prompt_format: PromptFormat, num_query_tokens: int, max_length: int
+    ) -> None:
+        if prompt_format.add_bos and tokenizer.bos_token_id is None:
+            raise EncodingError(
+                f"prompt format {prompt_format.name!r} starts with BOS but the tokenizer has none; "
+                "set prompt_format.add_bos=false or use a tokenizer with a bos_token"
+            )
+        self.tokenizer = tokenizer
+        self.prompt_format = prompt_format
+        self.num_query_tokens = num_query_tokens
+        self.max_length = max_length
+
+    @property
+    def pad_token_id(self) -> int:
+        """The padding token, or the end of sequence where the tokenizer has none (as LLaMA's)."""
+        for token_id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token_id is not None:
+                return token_id
+        raise EncodingError("the tokenizer has neither pad_token nor eos_token; set one of them")
+
+    def encode_sample(self, sample: Sample) -> Encoded:
+        """Prompt and answer, with labels from the first token that the answer adds.
+
+        Too long a text loses the end of its answer. If the prompt alone is too long, its oldest turns go
+        first, each whole and with its images; images are never cut.
+
+        Raises:
+            EncodingError: the last turn's prompt alone exceeds `max_length`.
+            PromptFormatError: tags and images do not match.
+        """
+        answer = self.prompt_format.render_answer(sample.answer)
+        check_tags(answer, (), "answer")
+        messages, text, prompt_ids = self._fit(
+            sample.prompt.messages, system=False, limit=self.max_length - 1
+        )
+        # Prompt and answer are tokenised jointly: where they meet, a token may hold the end of one and the start
+        # of the other, and then it belongs to the answer.
+        input_ids = self._tokenize(text + answer)
+        start = _common_prefix(prompt_ids, input_ids)
+        labels = [IGNORE_INDEX] * start + input_ids[start:]
+        return Encoded(
+            input_ids=input_ids[: self.max_length],
+            labels=labels[: self.max_length],
+            images=images_of(messages),
+            dropped_turns=_num_turns(sample.prompt.messages) - _num_turns(messages),
+            dropped_tokens=max(0, len(input_ids) - self.max_length),
+        )
+
+    def encode_prompt(self, prompt: Prompt, *, system: bool = True) -> Encoded:
+        """A prompt that waits for its answer; if it is too long, its oldest turns are left out.
+
+        Raises:
+            EncodingError: the last turn alone exceeds `max_length`.
+            PromptFormatError: tags and images do not match.
+        """
+        messages, _, input_ids = self._fit(prompt.messages, system=system, limit=self.max_length)
+        return Encoded(
+            input_ids=input_ids,
+            labels=None,
+            images=images_of(messages),
+            dropped_turns=_num_turns(prompt.messages) - _num_turns(messages),
+        )
+
+    def describe(self, encoded: Encoded) -> rich.text.Text:
+        """The tokens as text: bold green with loss, plain without, image slots counted in brackets."""
+        description = rich.text.Text()
+        labels = encoded.labels or [IGNORE_INDEX] * len(encoded.input_ids)
+        pairs = zip(encoded.input_ids, labels, strict=True)
+        for (is_image, has_loss), run in groupby(
+            pairs, key=lambda pair: (pair[0] == IMAGE_TOKEN_ID, pair[1] != IGNORE_INDEX)
+        ):
+            token_ids = [token_id for token_id, _ in run]
+            if is_image:
+                description.append(f"[{len(token_ids)} image slots]", style="cyan")
+            else:
+                description.append(self.tokenizer.decode(token_ids), style="bold green" if has_loss else "")
+        return description
+
+    def _fit(
+        self, messages: Sequence[Message], *, system: bool, limit: int
+    ) -> tuple[Sequence[Message], str, list[int]]:
+        """Drop oldest turns until the prompt has at most `limit` tokens: messages left, their text, ids."""
+        while True:
+            text = self.prompt_format.render_prompt(messages, system=system)
+            input_ids = self._tokenize(text)
+            if len(input_ids) <= limit:
+                return messages, text, input_ids
+            if len(messages) == 1:
+                raise EncodingError(
+                    f"the last turn alone needs {len(input_ids)} tokens ({len(messages[0].images)} images of "
+                    f"{self.num_query_tokens} among them), but max_length={self.max_length} leaves {limit} "
+                    f"for the prompt; set max_length to at least {self.max_length + len(input_ids) - limit}, "
+                    f"or leave this dialogue out. Text: {text[:80]!r}"
+                )
+            messages = messages[2:]
+
+    def _tokenize(self, text: str) -> list[int]:
+        """int[T] of a rendered text, `num_query_tokens` slots for each image placeholder."""
+        input_ids: list[int] = []
+        if self.prompt_format.add_bos and self.tokenizer.bos_token_id is not None:
+            input_ids.append(self.tokenizer.bos_token_id)
+        for index, segment in enumerate(_segments(text)):
+            if index:
+                input_ids += [IMAGE_TOKEN_ID] * self.num_query_tokens
+            input_ids += self.tokenizer(segment, add_special_tokens=False)["input_ids"]
+        return input_ids
+
+
+def _segments(text: str) -> list[str]:
+    """Text between image placeholders, without the white space that touches one.
+
+    >>> _segments("see <ImageHere> and <ImageHere>")
+    ['see', 'and', '']
+    """
+    segments = text.split(IMAGE_PLACEHOLDER)
+    segments = [segments[0], *(segment.lstrip() for segment in segments[1:])]
+    return [*(segment.rstrip() for segment in segments[:-1]), segments[-1]]
+
+
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    """How many leading elements agree.
+
+    >>> _common_prefix([1, 2, 3], [1, 2, 9, 9])
+    2
+    """
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _num_turns(messages: Sequence[Message]) -> int:
+    return sum(message.role == "user" for message in messages)

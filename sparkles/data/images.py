@@ -1,0 +1,105 @@
+"""From an image id to pixels: the file, the decoded picture, the tensor that the vision encoder takes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL.Image
+import torch
+from torchvision import transforms
+
+from sparkles.types import Image
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGE_PATTERNS = ("{image_id}.jpg", "{image_id}.png", "{image_id}.jpeg")
+
+
+class ImageError(ValueError):
+    """An image that is not where it should be or cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Finds the file of an image id: the first of `patterns` that exists under `root`."""
+
+    root: Path
+    patterns: Sequence[str] = IMAGE_PATTERNS
+
+    def find(self, image_id: int | str) -> Path:
+        """Path of the image's file.
+
+        Raises:
+            ImageError: there is none, or the id points out of the folder.
+        """
+        root = Path(os.path.normpath(self.root))
+        names = [pattern.format(image_id=image_id) for pattern in self.patterns]
+        for name in names:
+            # Compared without resolving links, so that a folder of links to images kept elsewhere works.
+            path = Path(os.path.normpath(root / name))
+            if not path.is_relative_to(root):
+                raise ImageError(f"image id {image_id!r} leads out of the image folder {self.root}")
+            if path.is_file():
+                return path
+        where = self.root if Path(self.root).is_dir() else f"{self.root}, which is no folder"
+        raise ImageError(f"image {image_id} not found in {where}; tried {', '.join(names)}")
+
+
+def load_image(image: Image) -> PIL.Image.Image:
+    """The picture in RGB, cropped to `image.box`.
+
+    Raises:
+        ImageError: no path, no such file, not a readable picture, or a box that exceeds it.
+    """
+    if image.path is None:
+        raise ImageError(f"image {image.image_id} has no path; read its annotations with an ImageFolder")
+    try:
+        with PIL.Image.open(image.path) as file:
+            picture = file.convert("RGB")  # drops transparency, as the original does
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise ImageError(f"cannot read {image.path} (image {image.image_id}): {error}") from error
+    if image.box is None:
+        return picture
+    left, upper, right, lower = image.box
+    if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
+        raise ImageError(
+            f"box {image.box} (left, upper, right, lower) of image {image.image_id} does not lie within "
+            f"{image.path}, which is {picture.width} x {picture.height} pixels"
+        )
+    return picture.crop(image.box)
+
+
+class ImageTransform:
+    """PIL picture -> float32[3, image_size, image_size], normalised.
+
+    Evaluation squeezes the whole picture into a square. Training (`train=True`) takes a random crop of `scale`
+    of the area, from torch's global generator. Both resize PIL pictures, not tensors: tensors are interpolated
+    differently, which weights trained with the original's pipeline would notice.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        train: bool = False,
+        scale: tuple[float, float] = (0.5, 1.0),
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        self.image_size = image_size
+        self.train = train
+        bicubic = transforms.InterpolationMode.BICUBIC
+        self._pipeline = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(image_size, scale=scale, interpolation=bicubic)
+                if train
+                else transforms.Resize((image_size, image_size), interpolation=bicubic),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+
+    def __call__(self, picture: PIL.Image.Image) -> torch.Tensor:
+        pixels: torch.Tensor = self._pipeline(picture)
+        return pixels

@@ -1,0 +1,1 @@
+"""Benchmarks: items, prompts, scores, statistics and the files that a run leaves."""

@@ -1,0 +1,82 @@
+"""Reading the chosen option out of a step-by-step answer. Pure functions on text."""
+
+import re
+from collections.abc import Sequence
+
+from sparkles.prompt_format import IMAGE_TAG
+
+_HEDGE = re.compile(
+    r"\b(whether|neither|either|unclear|unsure|impossible|not (sure|clear|certain|possible)"
+    r"|(cannot|can't|can not|could not|couldn't|unable to) (be )?"
+    r"(say|said|decide|determine|tell|judge|know|conclude)\w*)\b[^.,;:!?]*$"
+)
+_NEGATION_BEFORE = re.compile(r"(?:\b(?:not|cannot|never)|n't)(?: (?:be|the|an?|that|correct|\w+ly))*$")
+_NEGATION_BEHIND = re.compile(r"^ (?:is|does|do|did|can|could|has|was)(?: not\b|n't\b)|^ (?:cannot|can't)\b")
+_IS_BEFORE = re.compile(r"\b(?:is|be)(?: that)?:?$")
+_END_BEHIND = re.compile(
+    r"^ ?(?:$|[.,;:!?]|(?:because|since|as|and not|but|rather than|instead of|although|while)\b)"
+)
+
+
+def parse_choice(text: str, options: Sequence[str]) -> str | None:
+    """The option that the text behind the last "Therefore" chooses; None where it names none or does not decide.
+
+    Of two options, "not X" means the other. Where several are named, the one behind a closing "... is" counts.
+
+    >>> parse_choice("Both are red. Therefore, the answer (TRUE or FALSE) is **TRUE**.", ["TRUE", "FALSE"])
+    'TRUE'
+    >>> parse_choice("Therefore, it is not image 1.", ["IMAGE#1", "IMAGE#2"])
+    'IMAGE#2'
+    >>> parse_choice("Therefore, it is IMAGE#1 or IMAGE#2.", ["IMAGE#1", "IMAGE#2"])
+    """
+    _, therefore, conclusion = _plain(text).rpartition("therefore")
+    if not therefore:
+        return None
+    patterns = {option: _pattern(option) for option in options}
+    conclusion = _without_listings(conclusion, list(patterns.values()))
+    choices: list[str] = []
+    closing: list[str] = []
+    mentions = [
+        (match.start(), match.end(), option)
+        for option, p in patterns.items()
+        for match in p.finditer(conclusion)
+    ]
+    for start, end, option in sorted(mentions):
+        before, behind = conclusion[:start].rstrip(" '\""), conclusion[end:].lstrip("'\"")
+        choice = None if _HEDGE.search(before) else _meant(option, options, before, behind)
+        if choice is None:
+            continue
+        choices.append(choice)
+        if _IS_BEFORE.search(before) and _END_BEHIND.search(behind):
+            closing.append(choice)
+    if len(set(choices)) == 1:
+        return choices[0]
+    return closing[0] if closing else None
+
+
+def _plain(text: str) -> str:
+    """Lower case, one blank between words, without emphasis and image tags."""
+    text = text.replace(IMAGE_TAG, "").replace("’", "'")
+    return " ".join(re.sub(r"[*_`]|\\[a-z]*", "", text).lower().split())
+
+
+def _pattern(option: str) -> re.Pattern[str]:
+    """The option as a word of its own: "untrue" is not true, IMAGE#12 is not IMAGE#1, "image 1" is IMAGE#1."""
+    return re.compile(rf"(?<!\w){re.escape(option.lower()).replace(re.escape('#'), ' ?#? ?')}(?!\w)")
+
+
+def _without_listings(text: str, patterns: Sequence[re.Pattern[str]]) -> str:
+    """Without brackets that only repeat the options, as the prompt does: "(TRUE or FALSE)"."""
+    return re.sub(r" ?\([^()]*\)", lambda m: "" if all(p.search(m[0]) for p in patterns) else m[0], text)
+
+
+def _meant(option: str, options: Sequence[str], before: str, behind: str) -> str | None:
+    """What a mention speaks for: itself, or for "not X" the other of two options."""
+    negations = 0
+    while match := _NEGATION_BEFORE.search(before):
+        negations += 1
+        before = before[: match.start()].rstrip()
+    negations += bool(_NEGATION_BEHIND.search(behind))
+    if negations % 2 == 0:
+        return option
+    return next(other for other in options if other != option) if len(options) == 2 else None

@@ -1,0 +1,79 @@
+"""Reading annotation files, and writing results so that a crash leaves the old file or the new one."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sparkles.data.annotations import AnnotationError
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The records of a JSON list or of JSON lines, each with all of `columns`.
+
+    Raises:
+        AnnotationError: there is no such file, it is not JSON, holds no records, or a record lacks a column.
+    """
+    if not path.is_file():
+        raise AnnotationError(
+            f"{path}: no such file; expected records with {', '.join(columns)}, as JSON or JSON lines"
+        )
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
+    except json.JSONDecodeError as error:
+        raise AnnotationError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}); expected one list of records, or a record per line"
+        ) from error
+    if not rows:
+        raise AnnotationError(f"{path}: no records; expected some with {', '.join(columns)}")
+    for number, row in enumerate(rows):
+        found = list(row) if isinstance(row, dict) else [type(row).__name__]
+        if missing := [column for column in columns if column not in found]:
+            raise AnnotationError(
+                f"{path}, record {number}: no {', '.join(missing)}; "
+                f"expected {', '.join(columns)}, got {', '.join(found) or 'nothing'}"
+            )
+    return list(rows)
+
+
+def _json_lines(text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            error.lineno = number  # the parser saw this line only
+            raise
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file, or an empty one where there is no file."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of the file's bytes, remembered for as long as its size and time of change stay."""
+    stat = path.stat()
+    return _file_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _file_hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,259 @@
+"""Ask a responder everything in some benchmarks, and leave the files of the contract in a run folder.
+
+`predictions/<benchmark>.jsonl` grows while the benchmark runs; `metrics.json` after each benchmark; `report.html` at
+the end. The same call after an interruption takes up the lines that are there. Under torch.distributed each process
+asks its share of the items, and the first writes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sparkles.eval.benchmark import Benchmark, BenchmarkError, Item, Metrics, Prediction, Score
+from sparkles.eval.environment import add_hashes
+from sparkles.eval.files import read_json, write_json, write_text
+from sparkles.eval.report import render_report
+from sparkles.prompt_format import IMAGE_PLACEHOLDER, strip_tags
+from sparkles.types import Dialogue, Image, Judge, Message, Prompt, Responder
+
+T = TypeVar("T")
+
+
+def evaluate(
+    benchmarks: Sequence[Benchmark],
+    responder: Responder,
+    judge: Judge | None,
+    run_dir: Path,
+    *,
+    progress: bool = True,
+    save_every: int = 64,
+) -> Metrics:
+    """Metrics of all benchmarks, named `<benchmark>/<metric>`; the same on every process.
+
+    Args:
+        judge: rates dialogues; None if no benchmark has any.
+        save_every: items of one process between two writes.
+
+    Raises:
+        BenchmarkError: two benchmarks have one name, a judge is missing, or item ids repeat.
+    """
+    run_dir = Path(run_dir)
+    names = [benchmark.name for benchmark in benchmarks]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise BenchmarkError(
+            f"two benchmarks are called {repeated.pop()!r}; give one of them another name=..."
+        )
+    for benchmark in benchmarks:
+        if benchmark.scorer.needs_judge and judge is None:
+            raise BenchmarkError(f"{benchmark.name} is rated by a judge, and there is none; set judge=...")
+    items = {
+        benchmark.name: _read_items(benchmark) for benchmark in benchmarks
+    }  # all faults of files come first
+    metrics: Metrics = {}
+    with _progress(progress and _rank() == 0) as bar:
+        for benchmark in benchmarks:
+            predictions = _predict(
+                benchmark, items[benchmark.name], responder, judge, run_dir, bar, save_every
+            )
+            found = {
+                f"{benchmark.name}/{name}": value
+                for name, value in benchmark.scorer.metrics(predictions).items()
+            }
+            metrics |= found
+            if _rank() == 0:
+                add_hashes(
+                    run_dir, {f"{benchmark.name}/{what}": sha for what, sha in benchmark.hashes().items()}
+                )
+                _merge_metrics(run_dir / "metrics.json", benchmark.name, found)
+    if _rank() == 0:
+        render_report(run_dir)
+    return metrics
+
+
+def _read_items(benchmark: Benchmark) -> list[Item]:
+    items = benchmark.items()
+    seen: set[str] = set()
+    for item in items:
+        if item.item_id in seen:
+            raise BenchmarkError(
+                f"{benchmark.name}: two items have the id {item.item_id!r}; correct its annotations"
+            )
+        seen.add(item.item_id)
+    return items
+
+
+def _predict(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    responder: Responder,
+    judge: Judge | None,
+    run_dir: Path,
+    bar: Progress,
+    save_every: int,
+) -> list[Prediction]:
+    """The predictions of all items, in order: those on disk, and the rest asked and written batch by batch."""
+    path = run_dir / "predictions" / f"{benchmark.name}.jsonl"
+    judge_name = judge.name if judge and benchmark.scorer.needs_judge else ""
+    keys = {item.item_id: item.key(responder.name, judge_name) for item in items}
+    done: dict[str, Prediction] = _from_first(_take_up(path, keys) if _rank() == 0 else {})
+    if done:
+        bar.console.print(f"{benchmark.name}: {len(done)} of {len(items)} items taken up from {path}")
+    todo = [item for item in items if item.item_id not in done]
+    task = bar.add_task(benchmark.name, total=len(items), completed=len(done))
+    try:
+        for start in range(0, len(todo), save_every * _size()):
+            mine = todo[start : start + save_every * _size()][_rank() :: _size()]
+            new = _gather(
+                [_prediction(*answered, keys) for answered in _ask(mine, benchmark, responder, judge)]
+            )
+            if _rank() == 0:
+                _append(path, new)
+            done |= {prediction.item_id: prediction for prediction in new}
+            bar.update(task, completed=len(done))
+    except KeyboardInterrupt:
+        bar.console.print(
+            f"{benchmark.name}: interrupted with {len(done)} of {len(items)} items in {path}; "
+            "the same command with the same run_dir continues there"
+        )
+        raise
+    predictions = [done[item.item_id] for item in items]
+    if _rank() == 0:
+        write_text(path, "".join(f"{prediction.to_json()}\n" for prediction in predictions))
+    return predictions
+
+
+def _ask(
+    items: Sequence[Item], benchmark: Benchmark, responder: Responder, judge: Judge | None
+) -> Iterator[tuple[Item, Dialogue, list[dict[str, Any]], Score]]:
+    """Each item with its finished dialogue, the raw responses and the score."""
+    messages: list[tuple[Message, ...]] = [() for _ in items]
+    tries: list[list[dict[str, Any]]] = [[] for _ in items]
+    for turn in range(max((len(item.questions) for item in items), default=0)):
+        asked = [index for index, item in enumerate(items) if turn < len(item.questions)]
+        prompts = [
+            Prompt(messages=(*messages[index], items[index].questions[turn]), item_id=items[index].item_id)
+            for index in asked
+        ]
+        for index, prompt, response in zip(asked, prompts, responder.respond(prompts), strict=True):
+            # An answer shows no images: a tag that the model made up would be taken for one in the next prompt.
+            answer = strip_tags(response.text).replace(IMAGE_PLACEHOLDER, "")
+            messages[index] = (*prompt.messages, Message(role="assistant", content=answer))
+            tries[index].append(
+                {
+                    "turn": turn + 1,
+                    "response": response.text,
+                    "seconds": round(response.seconds, 4),
+                    "truncated": response.truncated,
+                }
+            )
+    dialogues = [
+        Dialogue(messages=spoken, dialogue_id=item.item_id)
+        for spoken, item in zip(messages, items, strict=True)
+    ]
+    scores = benchmark.scorer.score(items, dialogues, judge) if items else []
+    return zip(items, dialogues, tries, scores, strict=True)
+
+
+def _prediction(
+    item: Item, dialogue: Dialogue, tries: list[dict[str, Any]], score: Score, keys: Mapping[str, str]
+) -> Prediction:
+    return Prediction(
+        item_id=item.item_id,
+        kind=item.kind,
+        prompt="\n\n".join(question.content for question in item.questions),
+        image_ids=[image.image_id for image in item.images],
+        dialogue=[_message_record(message) for message in dialogue.messages],
+        tries=tries,
+        key=keys[item.item_id],
+        label=item.label,
+        score=score,
+    )
+
+
+def _message_record(message: Message) -> dict[str, Any]:
+    def image_record(image: Image) -> dict[str, Any]:
+        # An absolute path: the report is made, and may be made again, from another working directory.
+        return asdict(image) | {"path": image.path and str(image.path.absolute())}
+
+    return {
+        "role": message.role,
+        "content": message.content,
+        "images": [image_record(image) for image in message.images],
+    }
+
+
+def _take_up(path: Path, keys: Mapping[str, str]) -> dict[str, Prediction]:
+    """Predictions of an earlier run whose key still holds, by item id; the file is left with those alone.
+
+    Other lines (of another model, prompt or sample) move to `superseded/`; a line torn by a crash is dropped.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    done: dict[str, Prediction] = {}
+    superseded = []
+    for line in lines:
+        try:
+            prediction = Prediction.from_json(line)
+        except (ValueError, TypeError, KeyError):  # torn in the middle, or of another format
+            continue
+        if keys.get(prediction.item_id) == prediction.key:
+            done[prediction.item_id] = prediction
+        else:
+            superseded.append(prediction)
+    if superseded:
+        _append(path.parent / "superseded" / path.name, superseded)
+    write_text(path, "".join(f"{prediction.to_json()}\n" for prediction in done.values()))
+    return done
+
+
+def _append(path: Path, predictions: Sequence[Prediction]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(f"{prediction.to_json()}\n" for prediction in predictions)
+
+
+def _merge_metrics(path: Path, name: str, metrics: Metrics) -> None:
+    """Replace this benchmark's metrics and keep those of others, which another call may have measured."""
+    others = {key: value for key, value in read_json(path).items() if not key.startswith(f"{name}/")}
+    write_json(path, others | metrics)
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not shown) as bar:
+        yield bar
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _rank() -> int:
+    return dist.get_rank() if _distributed() else 0
+
+
+def _size() -> int:
+    return dist.get_world_size() if _distributed() else 1
+
+
+def _gather(values: list[T]) -> list[T]:
+    """The values of all processes."""
+    if not _distributed():
+        return values
+    parts: list[list[T]] = [[] for _ in range(_size())]
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
+
+
+def _from_first(value: T) -> T:
+    """The value of the first process."""
+    if not _distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,41 @@
+"""The two ways to score: an option read from the text, or a judge's ratings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparkles.eval.answers import parse_choice
+from sparkles.eval.benchmark import BenchmarkError, Item, Metrics, Prediction, Score
+from sparkles.eval.metrics import choice_metrics, rating_metrics
+from sparkles.types import Dialogue, Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceScorer:
+    """Right when the last answer chooses the item's label."""
+
+    options: tuple[str, ...]
+    needs_judge = False
+
+    def score(self, items: Sequence[Item], dialogues: Sequence[Dialogue], judge: Judge | None) -> list[Score]:
+        answers = [parse_choice(dialogue.messages[-1].content, self.options) for dialogue in dialogues]
+        return [
+            Score(answer=answer, correct=answer == item.label)
+            for item, answer in zip(items, answers, strict=True)
+        ]
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        return choice_metrics(predictions)
+
+
+class RatingScorer:
+    """What a judge makes of both answers of a two-turn dialogue."""
+
+    needs_judge = True
+
+    def score(self, items: Sequence[Item], dialogues: Sequence[Dialogue], judge: Judge | None) -> list[Score]:
+        if judge is None:
+            raise BenchmarkError("dialogues are rated by a judge, and there is none; set judge=...")
+        return [Score(verdict=verdict) for verdict in judge.judge(dialogues)]
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        return rating_metrics(predictions)

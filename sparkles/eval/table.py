@@ -1,0 +1,316 @@
+"""Several runs side by side: a row for each run, a column for each benchmark, the paper's value in the cell.
+
+    python -m sparkles.eval.table runs/minigpt4 runs/sparkleschat --paper experiments/demo/paper.csv
+
+Reads the `metrics.json` of each run folder and nothing else.
+"""
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparkles.eval.benchmark import Metrics
+
+BENCHMARK_TITLES = {"bison": "BISON", "nlvr2": "NLVR2", "nlvr": "NLVR", "sparkles_eval": "SparklesEval"}
+"""Display names, in the order of the columns; other benchmarks follow under their own names."""
+
+PAPER_COLUMNS = ("row", "label", "benchmark", "value", "num", "source")
+PAPER_NOTE = (
+    "* paper, other scale: full-size models on the paper's own items; not comparable with the value above it."
+)
+INTERVAL_NOTE = "In brackets the 95 % interval; n is the number of items."
+
+
+class RunFolderError(ValueError):
+    """A run folder or a file of published values cannot be used as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The number that a benchmark, or one kind of its items, is judged by, with its 95 % interval."""
+
+    metric: Literal["accuracy", "overall"]
+    """`accuracy` is a share of 1 and shown in percent; `overall` is a rating from 1 to 10."""
+    value: float | None
+    """None when no item could be scored."""
+    low: float | None = None
+    high: float | None = None
+    num: int | None = None
+    unscored: int = 0
+
+    @classmethod
+    def read(cls, metrics: Metrics, prefix: str) -> "Headline | None":
+        """The headline stored under `<prefix>/accuracy` or `<prefix>/overall`, None where there is neither.
+
+        >>> Headline.read({"bison/accuracy": 0.5, "bison/num": 4}, "bison").shown
+        '50.0'
+        """
+        metric: Literal["accuracy", "overall"]
+        for metric in ("accuracy", "overall"):
+            if (key := f"{prefix}/{metric}") in metrics:
+                num = _number(metrics.get(f"{prefix}/num"))
+                return cls(
+                    metric=metric,
+                    value=_number(metrics[key]),
+                    low=_number(metrics.get(f"{key}_low")),
+                    high=_number(metrics.get(f"{key}_high")),
+                    num=None if num is None else int(num),
+                    unscored=int(_number(metrics.get(f"{prefix}/unscored")) or 0),
+                )
+        return None
+
+    @property
+    def unit(self) -> str:
+        return "accuracy, %" if self.metric == "accuracy" else "1 to 10"
+
+    @property
+    def shown(self) -> str:
+        return "none scored" if self.value is None else self.show(self.value)
+
+    @property
+    def interval(self) -> str:
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{self.show(self.low)}, {self.show(self.high)}]"
+
+    @property
+    def counts(self) -> str:
+        """The denominator and the failures: `n=600, 2 unscored`."""
+        num = [] if self.num is None else [f"n={self.num}"]
+        return ", ".join(num + ([f"{self.unscored} unscored"] if self.unscored else []))
+
+    def show(self, value: float) -> str:
+        return f"{100 * value:.1f}" if self.metric == "accuracy" else f"{value:.2f}"
+
+    def position(self, value: float) -> float:
+        """Where `value` lies on the metric's scale, from 0 to 1."""
+        return value if self.metric == "accuracy" else (value - 1) / 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperValue:
+    """One cell of a `paper.csv`: what was published, as it was published, and where."""
+
+    label: str
+    value: str
+    """Empty where no source gives it."""
+    source: str
+
+
+PaperValues = Mapping[tuple[str, str], PaperValue]
+"""Keyed by (row, benchmark)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one run achieved on one benchmark (None: not measured), and what the paper reports there."""
+
+    headline: Headline | None
+    paper: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The grid behind both renderings."""
+
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[Cell, ...]]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        has_paper = any(cell.paper for cells in self.rows.values() for cell in cells)
+        return (INTERVAL_NOTE, PAPER_NOTE) if has_paper else (INTERVAL_NOTE,)
+
+
+def read_metrics(run_dir: Path) -> Metrics:
+    """The flat `metrics.json` of a run; empty when the run has not got that far.
+
+    Raises:
+        RunFolderError: there is no such folder, or the file is not a JSON object.
+    """
+    if not run_dir.is_dir():
+        raise RunFolderError(
+            f"no run folder at {run_dir}; expected the run_dir of a finished `python train.py` run "
+            f"(its metrics.json is read)"
+        )
+    path = run_dir / "metrics.json"
+    if not path.exists():
+        return {}
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"{path}: not JSON ({error}); run the evaluation again to rewrite it") from error
+    if not isinstance(metrics, dict):
+        raise RunFolderError(f"{path}: expected one flat object of metrics, got a {type(metrics).__name__}")
+    return metrics
+
+
+def benchmarks_of(metrics: Iterable[str]) -> list[str]:
+    """Names of the benchmarks that the keys speak of, in display order.
+
+    >>> benchmarks_of(["nlvr2/accuracy", "bison/accuracy", "bison/kind/place/accuracy"])
+    ['bison', 'nlvr2']
+    """
+    order = list(BENCHMARK_TITLES)
+    names_and_rest = (key.split("/", 1) for key in metrics if "/" in key)
+    found = {name for name, rest in names_and_rest if rest in ("accuracy", "overall")}
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def title_of(benchmark: str) -> str:
+    return BENCHMARK_TITLES.get(benchmark, benchmark)
+
+
+def read_paper(path: Path) -> PaperValues:
+    """The published values in a `paper.csv` with the columns `PAPER_COLUMNS`.
+
+    Raises:
+        RunFolderError: the file is missing or has other columns.
+    """
+    if not path.is_file():
+        raise RunFolderError(
+            f"no published values at {path}; pass --paper experiments/<table>/paper.csv or leave it out"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = tuple(reader.fieldnames or ())
+        if columns != PAPER_COLUMNS:
+            raise RunFolderError(
+                f"{path}: got the columns {','.join(columns)}, expected {','.join(PAPER_COLUMNS)}"
+            )
+        return {
+            (line["row"], line["benchmark"]): PaperValue(
+                label=line["label"], value=line["value"], source=line["source"]
+            )
+            for line in reader
+        }
+
+
+def compare(runs: Mapping[str, Path], paper: Path | None = None) -> Comparison:
+    """Read every run; a run or a benchmark without numbers yields empty cells, never an absent row.
+
+    Args:
+        runs: run folders by row name. A row of `paper` belongs to the run with the same name.
+    """
+    published = read_paper(paper) if paper else {}
+    labels = {row: value.label for (row, _), value in published.items()}
+    metrics = {row: read_metrics(run_dir) for row, run_dir in runs.items()}
+    keys = {key for values in metrics.values() for key in values}
+    columns = benchmarks_of(keys | {f"{name}/accuracy" for row, name in published if row in runs})
+    if not columns:
+        folders = ", ".join(map(str, runs.values()))
+        raise RunFolderError(f"no benchmark in the metrics.json of {folders}; let a run finish one first")
+    return Comparison(
+        columns=tuple(columns),
+        rows={
+            labels.get(row, row): tuple(
+                Cell(
+                    headline=Headline.read(values, column),
+                    paper=published[row, column].value if (row, column) in published else "",
+                )
+                for column in columns
+            )
+            for row, values in metrics.items()
+        },
+    )
+
+
+def comparison_table(runs: Mapping[str, Path], paper: Path | None = None) -> Table:
+    """The comparison for a terminal."""
+    comparison = compare(runs, paper)
+    table = Table(show_lines=True, caption="\n".join(comparison.notes), caption_justify="left")
+    table.add_column("run", style="bold", overflow="fold")
+    for name in comparison.columns:
+        table.add_column(f"{title_of(name)}\n{_unit(comparison, name)}", no_wrap=True)
+    for row, cells in comparison.rows.items():
+        table.add_row(Text(row), *map(_rich_cell, cells))
+    return table
+
+
+def comparison_markdown(runs: Mapping[str, Path], paper: Path | None = None) -> str:
+    """The same comparison as a Markdown table with its notes below."""
+    comparison = compare(runs, paper)
+    header = ["run", *(f"{title_of(name)}, {_unit(comparison, name)}" for name in comparison.columns)]
+    lines = [header, ["---"] * len(header)]
+    lines += [
+        [row, *(" ".join(_plain_lines(cell)) for cell in cells)] for row, cells in comparison.rows.items()
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([table, *(note.replace("*", "\\*") for note in comparison.notes)])
+
+
+def _number(value: float | str | None) -> float | None:
+    """A finite number, or None: JSON holds null or NaN where a mean was taken over nothing."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _unit(comparison: Comparison, benchmark: str) -> str:
+    column = comparison.columns.index(benchmark)
+    headlines = (cells[column].headline for cells in comparison.rows.values())
+    return next((headline.unit for headline in headlines if headline), "missing")
+
+
+def _rich_cell(cell: Cell) -> Text:
+    """Text and not markup, because an interval and a run's name may hold brackets."""
+    headline = cell.headline
+    if headline is None:
+        text = Text("missing", style="yellow")
+    else:
+        text = Text.assemble(
+            (headline.shown, "bold green"), f" {headline.interval}\n", (headline.counts, "dim")
+        )
+    return text.append(f"\npaper {cell.paper}*", style="dim") if cell.paper else text
+
+
+def _plain_lines(cell: Cell) -> list[str]:
+    headline = cell.headline
+    ours = [f"**{headline.shown}**", headline.interval, f"({headline.counts})"] if headline else ["missing"]
+    return [line for line in ours if line] + ([f"paper {cell.paper}\\*"] if cell.paper else [])
+
+
+def _named_runs(arguments: Sequence[str]) -> dict[str, Path]:
+    """`runs/a` is a row named a, `mine=runs/a` a row named mine."""
+    runs: dict[str, Path] = {}
+    for argument in arguments:
+        name, _, folder = argument.rpartition("=")
+        run_dir = Path(folder)
+        name = name or run_dir.resolve().name
+        if name in runs:
+            raise RunFolderError(
+                f"two runs named {name!r} ({runs[name]} and {run_dir}); name one with NAME={run_dir}"
+            )
+        runs[name] = run_dir
+    return runs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparkles.eval.table", description="Compare finished runs."
+    )
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN_DIR")
+    parser.add_argument(
+        "--paper", type=Path, help="published values to show beside ours (experiments/<table>/paper.csv)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown, for a README")
+    options = parser.parse_args(arguments)
+    try:
+        runs = _named_runs(options.runs)
+        if options.markdown:
+            print(comparison_markdown(runs, options.paper))
+        else:
+            Console().print(comparison_table(runs, options.paper))
+    except RunFolderError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""SparklesChat: pictures become vectors that stand between the words, wherever the text refers to them.
+
+B dialogues, T tokens, N images of the whole batch in order of use, P image tokens, Q query tokens per image,
+V vocabulary, S new tokens; D_q and D_lm are the widths of Q-Former and language model. A batch is a dict of
+    input_ids int64[B, T], with Q times IMAGE_TOKEN_ID per image      attention_mask int64[B, T]
+    pixel_values float32[N, 3, H, W], N >= 0                          labels int64[B, T], -100 where no loss
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from sparkles.models.projector import Projector
+from sparkles.models.qformer import QFormer
+from sparkles.models.vision import VisionEncoder
+from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID
+
+
+class SparklesChat(nn.Module):
+    """Frozen vision encoder and Q-Former, one trainable projector, frozen language model."""
+
+    def __init__(
+        self,
+        *,
+        vision: VisionEncoder,
+        qformer: QFormer,
+        projector: Projector,
+        language: PreTrainedModel,
+        max_images_per_forward: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.vision = vision.requires_grad_(False)
+        self.qformer = qformer.requires_grad_(False)
+        self.projector = projector
+        self.language = language.requires_grad_(False)
+        self.max_images_per_forward = max_images_per_forward  # bounds the memory of encode_images
+        self.train()
+
+    @property
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        return {"vision": self.vision, "qformer": self.qformer, "language": self.language}
+
+    def train(self, mode: bool = True) -> Self:
+        """Only the projector ever leaves eval mode: the frozen parts are used as they were trained."""
+        super().train(mode)
+        for part in self.frozen_parts.values():
+            part.eval()
+        return self
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """float[N, 3, H, W] -> float[N, Q, D_q]"""
+        if not len(pixel_values):
+            return pixel_values.new_zeros(0, self.qformer.num_query_tokens, self.qformer.hidden_size)
+        chunks = pixel_values.split(self.max_images_per_forward or len(pixel_values))
+        return torch.cat([self.qformer(self.vision(chunk)) for chunk in chunks])
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+        """Word embeddings with the projected images in their slots: float[B, T, D_lm].
+
+        Without images the projector still takes part, on no vectors: its gradient is then zero rather than
+        absent, for which processes that share gradients would wait forever.
+        """
+        image_embeds = self.projector(self.encode_images(pixel_values))  # [N, Q, D_lm]
+        is_slot = input_ids == IMAGE_TOKEN_ID  # [B, T]
+        n_slots, n = int(is_slot.sum()), image_embeds.shape[:2].numel()
+        if n_slots != n:
+            raise ValueError(
+                f"{n_slots} image slots in input_ids but {n} image embeddings; was a dialogue truncated?"
+            )
+        text_embeds = self.language.get_input_embeddings()(input_ids.masked_fill(is_slot, 0))  # [B, T, D_lm]
+        return text_embeds.masked_scatter(is_slot.unsqueeze(-1), image_embeds.to(text_embeds.dtype))
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy over the labelled tokens of the batch: float32[]."""
+        targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # [B, T], token t predicts t + 1
+        columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)  # [K], with a loss in any row
+        if not len(columns):
+            raise ValueError("no labelled token in the batch; was every answer cut off by max_length?")
+        output = self.language(
+            inputs_embeds=self.embed(batch["input_ids"], batch["pixel_values"]),
+            attention_mask=batch["attention_mask"],
+            logits_to_keep=columns,  # the vocabulary is large: no logits where nothing is learned
+            use_cache=False,
+        )
+        return F.cross_entropy(output.logits.float().transpose(1, 2), targets[:, columns])
+
+    @torch.no_grad()
+    def generate(self, batch: Mapping[str, Tensor], **generation: Any) -> Tensor:
+        """New token ids int64[B, S] of a left-padded batch; `generation` is for transformers' `generate`."""
+        if not batch["attention_mask"][:, -1].all():
+            raise ValueError("generation goes on from the last token, which is padding here; pad on the left")
+        return self.language.generate(  # type: ignore[operator]  # every causal LM has it
+            inputs_embeds=self.embed(batch["input_ids"], batch["pixel_values"]),
+            attention_mask=batch["attention_mask"],  # position ids follow from it, so padding does not count
+            **generation,
+        )

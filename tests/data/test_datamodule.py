@@ -1,0 +1,257 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from sparkles.data.annotations import AnnotationError
+from sparkles.data.datamodule import SampleDataset, SparklesDataModule
+from sparkles.data.images import ImageTransform
+from sparkles.data.mixture import Draw, SubsetSpec
+from sparkles.prompt_format import MINIGPT4
+
+Batch = dict[str, torch.Tensor]
+MakeDataModule = Callable[..., SparklesDataModule]
+
+
+@pytest.fixture
+def make_datamodule(
+    make_subset: Callable[..., SubsetSpec], tokenizer: Any, transform: ImageTransform
+) -> MakeDataModule:
+    specs = {
+        "cc": make_subset("cc", 5, ratio=2),
+        "vg": make_subset("vg", 7),
+        "unused": make_subset("unused", 1, ratio=0),
+    }
+    val_specs = {"val": make_subset("val", 5)}
+
+    def make(**changes: Any) -> SparklesDataModule:
+        settings: dict[str, Any] = {
+            "subsets": specs,
+            "val_subsets": val_specs,
+            "tokenizer": tokenizer,
+            "prompt_format": MINIGPT4,
+            "num_query_tokens": 3,
+            "train_transform": transform,
+            "eval_transform": transform,
+            "max_length": 500,
+            "batch_size": 4,
+            "steps": 6,
+            "seed": 1,
+        }
+        return SparklesDataModule(**settings | changes)
+
+    return make
+
+
+def batches_of(datamodule: SparklesDataModule) -> list[Batch]:
+    datamodule.setup("fit")
+    return list(datamodule.train_dataloader())
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Recorder(L.LightningModule):
+    """Learns nothing; keeps every training batch and stops the run on demand."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches: list[Batch] = []
+        self.fail_at = fail_at
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if len(self.batches) == self.fail_at:
+            raise RuntimeError("power cut")
+        self.batches.append(batch)
+        return self.weight.sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def make_trainer(folder: Path, **changes: Any) -> L.Trainer:
+    checkpoint = ModelCheckpoint(folder, filename="last", every_n_train_steps=1)
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "logger": False,
+        "callbacks": [checkpoint],
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(**settings | changes)
+
+
+def test_a_batch_keeps_the_contract_with_the_model(make_datamodule: MakeDataModule) -> None:
+    for batch in batches_of(make_datamodule()):
+        rows, length = batch["input_ids"].shape
+        assert rows == 4
+        assert batch["labels"].shape == batch["attention_mask"].shape == (rows, length)
+        assert (batch["input_ids"] == -200).sum() == 3 * len(batch["pixel_values"])
+        assert batch["pixel_values"].dtype == torch.float32
+        assert (batch["labels"] != -100).any(dim=1).all()
+        assert (batch["input_ids"][batch["attention_mask"] == 0] == 2).all()
+
+
+def test_the_number_of_workers_changes_nothing(make_datamodule: MakeDataModule) -> None:
+    random_crops = ImageTransform(image_size=8, train=True)
+    assert_same(
+        batches_of(make_datamodule(train_transform=random_crops, num_workers=0)),
+        batches_of(make_datamodule(train_transform=random_crops, num_workers=2)),
+    )
+
+
+def test_augmentation_is_random_but_leaves_the_generator_alone(make_datamodule: MakeDataModule) -> None:
+    datamodule = make_datamodule(train_transform=ImageTransform(image_size=8, train=True, scale=(0.1, 0.9)))
+    datamodule.setup("fit")
+    before = torch.get_rng_state()
+    dataset = datamodule.train_dataloader().dataset
+    assert isinstance(dataset, SampleDataset)
+    first, again, other = [dataset[Draw("cc", 2, serial)].pixel_values[0] for serial in (0, 0, 1)]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate_grad_batches": 2}, {"max_epochs": 3}])
+def test_a_run_resumed_in_the_middle_sees_the_batches_of_an_unbroken_one(
+    make_datamodule: MakeDataModule, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    unbroken = Recorder()
+    make_trainer(tmp_path / "unbroken", **changes).fit(unbroken, make_datamodule())
+
+    broken, resumed = Recorder(fail_at=8 if len(unbroken.batches) > 8 else 4), Recorder()
+    with pytest.raises(RuntimeError, match="power cut"):
+        make_trainer(tmp_path / "broken", **changes).fit(broken, make_datamodule())
+    make_trainer(tmp_path / "resumed", **changes).fit(
+        resumed, make_datamodule(), ckpt_path=tmp_path / "broken" / "last.ckpt"
+    )
+    assert_same(broken.batches + resumed.batches, unbroken.batches)
+
+
+def test_an_epoch_has_a_batch_for_each_accumulated_step_and_the_next_epoch_has_others(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    module = Recorder()
+    trainer = make_trainer(tmp_path, accumulate_grad_batches=2, max_epochs=2)
+    trainer.fit(module, make_datamodule())
+    assert trainer.global_step == 12
+    assert len(module.batches) == 24
+    assert any(
+        not torch.equal(module.batches[i]["labels"], module.batches[12 + i]["labels"]) for i in range(12)
+    )
+
+
+def test_resuming_with_other_data_is_refused(make_datamodule: MakeDataModule, tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Recorder(), make_datamodule())
+    with pytest.raises(ValueError, match=r"cannot resume: .* seed was 1, now 2"):
+        make_trainer(tmp_path / "next").fit(
+            Recorder(), make_datamodule(seed=2), ckpt_path=tmp_path / "last.ckpt"
+        )
+
+
+def test_validation_takes_every_sample_once_in_order(make_datamodule: MakeDataModule) -> None:
+    datamodule = make_datamodule()
+    datamodule.setup("validate")
+    loader = datamodule.val_dataloader()
+    assert not isinstance(loader, list)
+    batches = list(loader)
+    assert [len(batch["input_ids"]) for batch in batches] == [4, 1]
+
+
+def test_validating_on_nothing_is_refused(make_datamodule: MakeDataModule, tmp_path: Path) -> None:
+    datamodule = make_datamodule(val_subsets=None)
+    make_trainer(tmp_path).fit(Recorder(), datamodule)
+    with pytest.raises(ValueError, match=r"without data.val_subsets no benchmark would run"):
+        make_trainer(tmp_path).validate(Recorder(), datamodule)
+
+
+def test_cached_images_are_decoded_once(make_datamodule: MakeDataModule, tmp_path: Path) -> None:
+    datamodule = make_datamodule(cache_images=True)
+    datamodule.setup("fit")
+    dataset = datamodule.train_dataloader().dataset
+    first = dataset[Draw("cc", 2)]
+    for picture in (tmp_path / "cc").iterdir():
+        picture.unlink()
+    again = dataset[Draw("cc", 2)]
+    assert len(again.pixel_values) == 2
+    assert all(map(torch.equal, first.pixel_values, again.pixel_values))
+
+
+def test_an_image_lost_during_the_run_is_named_with_its_sample(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    datamodule = make_datamodule()
+    datamodule.setup("fit")
+    (tmp_path / "cc" / "cc2-1.png").write_bytes(b"truncated")
+    with pytest.raises(ValueError, match=r"(?s)cannot read .*cc2-1.png.*in sample 2 of subset 'cc'"):
+        _ = datamodule.train_dataloader().dataset[Draw("cc", 2)]
+
+
+def test_random_transforms_are_refused_where_pixels_must_be_fixed(make_datamodule: MakeDataModule) -> None:
+    random_crops = ImageTransform(image_size=8, train=True)
+    with pytest.raises(ValueError, match="cache_images=True would keep one random crop"):
+        make_datamodule(train_transform=random_crops, cache_images=True)
+    with pytest.raises(ValueError, match="eval_transform is random"):
+        make_datamodule(eval_transform=random_crops)
+
+
+def test_all_missing_files_are_reported_at_once(make_datamodule: MakeDataModule) -> None:
+    lost = [
+        SubsetSpec(name=name, annotations=Path(f"{name}.json"), images=Path("pictures"))
+        for name in ("one", "two")
+    ]
+    datamodule = make_datamodule(subsets={spec.name: spec for spec in lost})
+    expected = r"(?s)'one': no annotation file one.json.*'one': no image folder pictures.*'two': .*make the data first"
+    with pytest.raises(FileNotFoundError, match=expected):
+        datamodule.setup("fit")
+
+
+def test_bad_records_of_all_files_are_reported_at_once(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    for name in ("cc", "vg"):
+        (tmp_path / f"{name}.json").write_text('[{"question": 1}]')
+    with pytest.raises(AnnotationError, match=r"(?s)cc.json, record 0: .*vg.json, record 0: "):
+        make_datamodule().setup("fit")
+
+
+def test_two_subsets_of_one_name_are_refused(make_datamodule: MakeDataModule) -> None:
+    spec = SubsetSpec(name="cc", annotations=Path("a.json"), images=Path("images"))
+    with pytest.raises(ValueError, match="two subsets have the same name among cc, cc"):
+        make_datamodule(subsets={"first": spec, "second": spec})
+
+
+def test_the_mixture_is_printed_with_a_sample_and_its_loss_mask(
+    make_datamodule: MakeDataModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_datamodule().setup("fit")
+    printed = capsys.readouterr().out
+    rows = [line.replace("│", " ").split() for line in printed.splitlines()]
+    assert ["cc", "5", "4", "2", "66.7%"] in rows
+    assert ["vg", "7", "6", "1", "33.3%"] in rows
+    assert "unused" not in printed
+    assert "###Human: question" in printed
+    assert "loss on bold green" in printed
+
+
+def test_preparation_runs_before_anything_is_read(make_datamodule: MakeDataModule) -> None:
+    calls: list[str] = []
+    make_datamodule(prepare=lambda: calls.append("made")).prepare_data()
+    assert calls == ["made"]
+
+
+def test_the_files_in_use_are_listed(make_datamodule: MakeDataModule, tmp_path: Path) -> None:
+    assert make_datamodule().files() == {name: tmp_path / f"{name}.json" for name in ("cc", "vg", "val")}

@@ -1,0 +1,120 @@
+"""Scripted responders and judges, and small benchmark files with pictures."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from sparkles.types import CRITERIA, Dialogue, Prompt, Response, Verdict
+
+
+@dataclass
+class ScriptedResponder:
+    """Says `answer(prompt)`; Ctrl-C arrives with prompt number `interrupt_at` (from 0)."""
+
+    answer: Callable[[Prompt], str] = lambda prompt: "Therefore, the answer is IMAGE#1."
+    name: str = "scripted"
+    interrupt_at: int | None = None
+    asked: list[Prompt] = field(default_factory=list)
+
+    def respond(self, prompts: Sequence[Prompt]) -> list[Response]:
+        for prompt in prompts:
+            if len(self.asked) == self.interrupt_at:
+                raise KeyboardInterrupt
+            self.asked.append(prompt)
+        return [Response(text=self.answer(prompt), seconds=0.25) for prompt in prompts]
+
+
+@dataclass
+class ScriptedJudge:
+    """Rates a dialogue as `ratings` has it by dialogue id, with one number for all; cannot rate any other."""
+
+    ratings: Mapping[str, float]
+    name: str = "scripted judge 1"
+    judged: list[Dialogue] = field(default_factory=list)
+
+    def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
+        self.judged += dialogues
+        return [self._verdict(self.ratings.get(dialogue.dialogue_id)) for dialogue in dialogues]
+
+    def _verdict(self, rating: float | None) -> Verdict:
+        if rating is None:
+            return Verdict(scores=None, judge=self.name, unscored_reason="unreadable reply")
+        scores = {answer: dict.fromkeys(CRITERIA, rating) for answer in ("A1", "A2")}
+        reasons = {answer: dict.fromkeys(CRITERIA, "as scripted") for answer in ("A1", "A2")}
+        return Verdict(scores=scores, reasons=reasons, judge=self.name)
+
+
+@pytest.fixture
+def scripted_responder() -> type[ScriptedResponder]:
+    return ScriptedResponder
+
+
+@pytest.fixture
+def scripted_judge() -> type[ScriptedJudge]:
+    return ScriptedJudge
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with red.png, green.png, 804.png, 33.jpg and the pair test1-7-3-img0.png, test1-7-3-img1.png."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    colors = {"red.png": "red", "green.png": "green", "804.png": "blue", "33.jpg": "white"}
+    pair = {"test1-7-3-img0.png": "red", "test1-7-3-img1.png": "black"}
+    for name, color in (colors | pair).items():
+        PIL.Image.new("RGB", (20, 10), color).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def bison_file(tmp_path: Path) -> Path:
+    """Four records: 1 and 3 show the true picture first, 2 and 4 second; the last two are of kind place."""
+    records = [
+        {
+            "evaluation_id": number,
+            "caption": f"something red, number {number}",
+            "true_image_id": 7,
+            "image_candidates": [
+                {"image_id": 7, "image_filename": "red.png"},
+                {"image_id": 8, "image_filename": "green.png"},
+            ][:: 1 if number % 2 else -1],
+            "kind": "color" if number <= 2 else "place",
+        }
+        for number in range(1, 5)
+    ]
+    return _write(tmp_path / "bison.json", records)
+
+
+@pytest.fixture
+def dialogue_file(tmp_path: Path) -> Path:
+    """Two SparklesEval records with the ids 7 and 9."""
+    records = [
+        {
+            "evaluation_id": number,
+            "dialogue": [
+                {
+                    "role": "user",
+                    "content": "See IMAGE#804<Img><ImageHere></Img>?",
+                    "images": [{"image_id": 804, "caption": "a blue field"}],
+                },
+                {"role": "assistant", "content": "The reference answer."},
+                {
+                    "role": "user",
+                    "content": f"And IMAGE#33<Img><ImageHere></Img>, for {number}?",
+                    "images": [{"image_id": 33, "caption": "snow"}],
+                },
+                {"role": "assistant", "content": "Another."},
+            ],
+        }
+        for number in (7, 9)
+    ]
+    return _write(tmp_path / "sparkles_eval.json", records)
+
+
+def _write(path: Path, records: object) -> Path:
+    path.write_text(json.dumps(records))
+    return path

@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from sparkles.eval.answers import parse_choice
+
+TRUTH = ("TRUE", "FALSE")
+IMAGES = ("IMAGE#1", "IMAGE#2")
+
+DIFFERENT_FROM_THE_ORIGINAL = {
+    ("Therefore, it cannot be true and is FALSE.", TRUTH): "FALSE",
+    ("Therefore, the claim is not false.", TRUTH): "TRUE",  # the original turns only "not true" around
+    ("Therefore, the answer is untrue.", TRUTH): None,  # the original finds "true" within a word
+    ("Therefore, IMAGE#2 is not the best match.", IMAGES): "IMAGE#1",
+    ("Therefore, IMAGE#12 fits.", IMAGES): None,  # another image than IMAGE#1
+    ("Therefore, the answer is IMAGE 2.", IMAGES): "IMAGE#2",
+    ("Therefore, the answer is not IMAGE#2.", IMAGES): "IMAGE#1",
+    ("Therefore, the answer is TRUE and not FALSE.", TRUTH): "TRUE",
+    ("Therefore, not not true.", TRUTH): "TRUE",
+    ("Therefore, the answer is\nimage#1, not image#2.", IMAGES): "IMAGE#1",
+}
+
+
+def test_answers_are_read_as_by_the_original_except_where_it_is_wrong(golden_dir: Path) -> None:
+    records = json.loads((golden_dir / "functions.json").read_text())["extract_answer"]
+    different = {}
+    for record in records:
+        options = tuple(record["options"].split("/"))
+        original = record["result"] and record["result"].upper()
+        if (answer := parse_choice(record["response"], options)) != original:
+            different[record["response"], options] = answer
+    assert different == DIFFERENT_FROM_THE_ORIGINAL
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is TRUE.", None),
+        ("", None),
+        ("It is true. Therefore", None),
+        ("Therefore it is FALSE. On reflection, therefore, it is TRUE.", "TRUE"),
+        ("THEREFORE: true", "TRUE"),
+        ("Therefore, the answer (TRUE or FALSE) is __FALSE__.", "FALSE"),
+        ("Therefore, the answer (true/false) is false.", "FALSE"),
+        ("Therefore, the answer is \\boxed{TRUE}.", "TRUE"),
+        ("Therefore, the answer is: 'TRUE'", "TRUE"),
+        ("Therefore, it isn't true.", "FALSE"),
+        ("Therefore, it isn’t actually false.", "TRUE"),
+        ("Therefore, TRUE is not the answer.", "FALSE"),
+        ("Therefore, the statement 'it is a true story' is FALSE.", "FALSE"),
+        ("Therefore, I cannot say that it is true.", None),
+        ("Therefore, I cannot tell for each, but the answer is TRUE.", "TRUE"),
+        ("Therefore, it is neither true nor false.", None),
+        ("Therefore, the answer is either true or false.", None),
+        ("Therefore, the answer is trueish.", None),
+        ("Therefore, the answer is TRUE, although the left one alone is false.", "TRUE"),
+    ],
+)
+def test_truth_is_read(text: str, expected: str | None) -> None:
+    assert parse_choice(text, TRUTH) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("therefore , the answer is image # 2 .", "IMAGE#2"),
+        ("Therefore, the answer is IMAGE#1<Img><ImageHere></Img>.", "IMAGE#1"),
+        ("Therefore, the answer is IMAGE#21.", None),
+        ("Therefore, MYIMAGE#1 it is.", None),
+        ("Therefore, IMAGE#1 is not blurry, so the answer is IMAGE#1.", "IMAGE#1"),
+        ("Therefore, the caption matches IMAGE#1, whereas IMAGE#2 does not match.", "IMAGE#1"),
+        ("Therefore, the answer is not IMAGE#1 but IMAGE#2.", "IMAGE#2"),
+        ("Therefore, the caption fits neither IMAGE#1 nor IMAGE#2.", None),
+        ("Therefore, the answer is IMAGE#1 and IMAGE#2.", None),
+    ],
+)
+def test_images_are_read(text: str, expected: str | None) -> None:
+    assert parse_choice(text, IMAGES) == expected
+
+
+def test_not_one_of_three_options_decides_nothing() -> None:
+    options = ("A", "B", "C")
+    assert parse_choice("Therefore, it is not A.", options) is None
+    assert parse_choice("Therefore, it is not A, it is C.", options) == "C"

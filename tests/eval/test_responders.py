@@ -1,0 +1,207 @@
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sparkles.data.encoding import Encoder
+from sparkles.data.images import ImageTransform
+from sparkles.eval.responders import ModelResponder
+from sparkles.models.projector import Projector
+from sparkles.models.qformer import QFormer
+from sparkles.models.sparkles_chat import SparklesChat
+from sparkles.models.vision import VisionEncoder
+from sparkles.prompt_format import MINIGPT4, image_reference
+from sparkles.types import Image, Message, Prompt, Responder
+
+IMAGE_SIZE, NUM_QUERIES = 16, 2
+GREEDY = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": [0, 1, 2]}
+"""Random weights choose any token; without the special ones every answer has its full length."""
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """One character, one token."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *map(chr, range(32, 127))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="?"
+    )
+    return Encoder(tokenizer=tokenizer, prompt_format=MINIGPT4, num_query_tokens=NUM_QUERIES, max_length=600)
+
+
+@pytest.fixture(scope="module")
+def model() -> SparklesChat:
+    torch.manual_seed(0)
+    language = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=98,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            initializer_range=0.3,  # enough for greedy choices that differ from token to token
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    model = SparklesChat(
+        vision=VisionEncoder(
+            name="vit_tiny_patch16_224", img_size=IMAGE_SIZE, patch_size=8, embed_dim=24, depth=2, num_heads=2
+        ),
+        qformer=QFormer(
+            vision_hidden_size=24,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            num_query_tokens=NUM_QUERIES,
+        ),
+        projector=Projector(in_features=16, out_features=32),
+        language=language,
+    )
+    with torch.no_grad():
+        for parameter in model.projector.parameters():
+            parameter *= 20  # pictures then change what random weights say
+    return model
+
+
+@pytest.fixture
+def make_responder(model: SparklesChat, encoder: Encoder) -> Callable[..., ModelResponder]:
+    def make(**options: Any) -> ModelResponder:
+        transform = ImageTransform(image_size=IMAGE_SIZE)
+        return ModelResponder(
+            **{"model": model, "encoder": encoder, "transform": transform, "generation": GREEDY} | options
+        )
+
+    return make
+
+
+class ScriptedModel(nn.Module):
+    """Says the same text to everyone, as a row of ids; keeps the batches that it got."""
+
+    def __init__(self, encoder: Encoder, text: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.new_ids = torch.tensor(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        self.batches: list[Mapping[str, torch.Tensor]] = []
+
+    def generate(self, batch: Mapping[str, torch.Tensor], **generation: Any) -> torch.Tensor:
+        self.batches.append(batch)
+        return self.new_ids.expand(len(batch["input_ids"]), -1)
+
+
+def ask(text: str, *paths: Path) -> Prompt:
+    images = tuple(Image(image_id=i, path=path) for i, path in enumerate(paths, start=1))
+    content = " ".join([text, *(image_reference(image.image_id) for image in images)])
+    return Prompt(messages=(Message(role="user", content=content, images=images),))
+
+
+@pytest.fixture
+def prompts(pictures: Path) -> list[Prompt]:
+    red, green = pictures / "red.png", pictures / "green.png"
+    return [
+        ask("Short?", red),
+        ask("A much longer question about", green, red),
+        ask("Same?", green),
+        ask("And?", red, red),
+    ]
+
+
+def test_answers_depend_neither_on_batch_size_nor_on_order(
+    make_responder: Callable[..., ModelResponder], prompts: list[Prompt]
+) -> None:
+    alone = [make_responder(batch_size=1).respond([prompt])[0].text for prompt in prompts]
+    assert len(set(alone)) > 1, "a test of order needs answers that differ"
+    together = make_responder(batch_size=3)
+    assert [response.text for response in together.respond(prompts)] == alone
+    assert [response.text for response in together.respond(prompts[::-1])] == alone[::-1]
+
+
+def test_pictures_are_seen_and_blank_ones_are_all_alike(
+    make_responder: Callable[..., ModelResponder], pictures: Path
+) -> None:
+    both = [ask("What?", pictures / "red.png"), ask("What?", pictures / "green.png")]
+    seen, blank = make_responder(), make_responder(blank_images=True)
+    assert len({response.text for response in seen.respond(both)}) == 2
+    assert len({response.text for response in blank.respond(both)}) == 1
+
+
+def test_generation_stops_at_the_stop_string_of_each_row(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], prompts: list[Prompt]
+) -> None:
+    full = make_responder().respond(prompts)
+    stop = full[0].text[3:5]
+    prompt_format = replace(MINIGPT4, end_of_answer=stop)
+    stopping = Encoder(
+        tokenizer=encoder.tokenizer, prompt_format=prompt_format, num_query_tokens=NUM_QUERIES, max_length=600
+    )
+    cut = make_responder(encoder=stopping).respond(prompts)
+    assert [response.text for response in cut] == [
+        response.text.partition(stop)[0].strip() for response in full
+    ]
+    assert [response.truncated for response in cut] == [stop not in response.text for response in full]
+    assert not all(response.truncated for response in cut)
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "truncated"),
+    [
+        (" Two cats.###Human: more", "Two cats.", False),
+        ("No end", "No end", True),
+        ("Ends</s>", "Ends", False),
+    ],
+)
+def test_the_answer_ends_where_the_turn_ends(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], said: str, text: str, truncated: bool
+) -> None:
+    [response] = make_responder(model=ScriptedModel(encoder, said)).respond([ask("Well?")])
+    assert (response.text, response.truncated) == (text, truncated)
+    assert response.seconds > 0
+
+
+def test_batches_are_left_padded_and_of_similar_length(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder]
+) -> None:
+    model = ScriptedModel(encoder, "ok###")
+    questions = [ask(text * 10) for text in ("a", "bbbb", "c", "dddd")]
+    make_responder(model=model, batch_size=2).respond(questions)
+    lengths = [batch["input_ids"].shape[1] for batch in model.batches]
+    assert lengths == [lengths[1] + 30, lengths[1]]
+    assert all(batch["attention_mask"][:, -1].all() for batch in model.batches)
+
+
+def test_the_name_tells_weights_and_settings_apart(
+    model: SparklesChat, make_responder: Callable[..., ModelResponder]
+) -> None:
+    name = make_responder().name
+    assert make_responder(batch_size=3).name == name
+    assert make_responder(blank_images=True).name != name
+    assert make_responder(generation=GREEDY | {"max_new_tokens": 9}).name != name
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.projector.parameters())[-1] += 1
+    assert make_responder(model=other).name != name
+
+
+def test_the_model_is_left_as_it_was(encoder: Encoder, make_responder: Callable[..., ModelResponder]) -> None:
+    model = ScriptedModel(encoder, "ok###").train()
+    responder: Responder = make_responder(model=model)
+    responder.respond([ask("Well?")])
+    assert model.training
+
+
+def test_settings_without_a_limit_are_refused(make_responder: Callable[..., ModelResponder]) -> None:
+    with pytest.raises(ValueError, match="sets no limit; add max_new_tokens"):
+        make_responder(generation={"do_sample": False})
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        make_responder(batch_size=0)

@@ -1,0 +1,159 @@
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sparkles.models.checkpoints import CheckpointError, save_projection
+from sparkles.models.lightning_module import SparklesModule
+from sparkles.models.schedule import linear_warmup_cosine
+from sparkles.models.sparkles_chat import SparklesChat
+
+MakeModel = Callable[..., SparklesChat]
+
+ADAMW = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.05)
+SCHEDULE = partial(linear_warmup_cosine, min_lr=1e-3, warmup_lr=1e-4, warmup_steps=2, total_steps=6)
+
+
+def make_module(model: SparklesChat, **options) -> SparklesModule:
+    return SparklesModule(model=model, optimizer=ADAMW, scheduler=SCHEDULE, **options)
+
+
+def make_trainer(folder: Path, **options) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def fit(
+    module: SparklesModule,
+    batch: dict[str, Tensor],
+    folder: Path,
+    *,
+    max_steps: int = 6,
+    ckpt_path: Path | None = None,
+) -> L.Trainer:
+    """Train on one batch again and again, so that a resumed run sees the same data."""
+    trainer = make_trainer(folder, max_steps=max_steps)
+    loader = DataLoader([batch] * 6, batch_size=None)
+    trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+@pytest.fixture
+def batch(dialogues, make_batch) -> dict[str, Tensor]:
+    return make_batch(dialogues)
+
+
+@pytest.fixture
+def checkpoint(model: SparklesChat, batch, tmp_path: Path) -> Path:
+    """Three steps into a run of six."""
+    path = tmp_path / "half.ckpt"
+    fit(make_module(model), batch, tmp_path, max_steps=3).save_checkpoint(path)
+    return path
+
+
+def test_training_lowers_the_loss_and_leaves_frozen_weights_alone(
+    model: SparklesChat, batch, tmp_path: Path
+) -> None:
+    module = make_module(model)
+    before = {name: param.clone() for name, param in model.named_parameters()}
+    first = model(batch).item()
+    trainer = fit(module, batch, tmp_path)
+    assert model(batch).item() < first
+    changed = {name for name, param in model.named_parameters() if not torch.equal(param, before[name])}
+    assert changed == {"projector.layers.0.weight", "projector.layers.0.bias"}
+    assert {"train/loss", "lr"} <= set(trainer.callback_metrics)
+
+
+def test_rate_follows_the_schedule_step_by_step(model: SparklesChat, batch, tmp_path: Path) -> None:
+    trainer = fit(make_module(model), batch, tmp_path, max_steps=4)
+    quarter_down_the_cosine = 1e-3 + 9e-3 * (1 + 2**-0.5) / 2
+    assert trainer.callback_metrics["lr"].item() == pytest.approx(quarter_down_the_cosine, rel=1e-5)
+
+
+def test_only_matrices_decay(make_model: MakeModel) -> None:
+    module = SparklesModule(model=make_model(hidden_features=(8,)), optimizer=ADAMW)
+    optimizer = module.configure_optimizers()
+    groups = [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in optimizer.param_groups]
+    assert groups == [(0.05, [2, 2]), (0.0, [1, 1])]
+
+
+def test_validation_loss_is_the_mean_over_tokens_for_any_batch_size(
+    model: SparklesChat, dialogues, make_batch, tmp_path: Path
+) -> None:
+    expected = model(make_batch(dialogues)).item()
+    loader = DataLoader([make_batch(dialogues[:1]), make_batch(dialogues[1:])], batch_size=None)
+    (metrics,) = make_trainer(tmp_path).validate(make_module(model), loader, verbose=False)
+    assert metrics["val/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_checkpoint_holds_the_projector_alone_and_the_hashes_of_the_rest(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    assert set(content["state_dict"]) == {"model.projector.layers.0.weight", "model.projector.layers.0.bias"}
+    assert {name: len(digest) for name, digest in content["frozen_hashes"].items()} == {
+        "vision": 64,
+        "qformer": 64,
+        "language": 64,
+    }
+
+
+def test_resumed_run_ends_where_the_unbroken_one_does(
+    checkpoint: Path, make_model: MakeModel, batch, tmp_path: Path
+) -> None:
+    unbroken, resumed = make_model(), make_model()
+    fit(make_module(unbroken), batch, tmp_path)
+    resumed.projector.layers[0].weight.data.zero_()
+    fit(make_module(resumed), batch, tmp_path, ckpt_path=checkpoint)
+    torch.testing.assert_close(resumed.projector.state_dict(), unbroken.projector.state_dict())
+
+
+def test_checkpoint_of_other_base_weights_is_refused(
+    checkpoint: Path, make_model: MakeModel, batch, tmp_path: Path
+) -> None:
+    other = make_model()
+    other.language.lm_head.weight.data += 1e-3
+    with pytest.raises(CheckpointError) as caught:
+        fit(make_module(other), batch, tmp_path, ckpt_path=checkpoint)
+    message = str(caught.value)
+    assert re.search(r"language: trained on sha256 \w{64}, this model has \w{64}", message)
+    assert "vision:" not in message
+    assert "model.allow_other_base_weights=true" in message
+
+
+def test_other_base_weights_are_taken_on_request(
+    checkpoint: Path, make_model: MakeModel, batch, tmp_path: Path
+) -> None:
+    other = make_model()
+    other.language.lm_head.weight.data += 1e-3
+    module = make_module(other, allow_other_base_weights=True)
+    assert fit(module, batch, tmp_path, ckpt_path=checkpoint).global_step == 6
+
+
+def test_checkpoint_of_another_projector_is_refused(
+    checkpoint: Path, make_model: MakeModel, batch, tmp_path: Path
+) -> None:
+    module = make_module(make_model(hidden_features=(8,)))
+    with pytest.raises(CheckpointError, match=r"missing: model\.projector\.layers\.2\.weight"):
+        fit(module, batch, tmp_path, ckpt_path=checkpoint)
+
+
+def test_next_stage_starts_from_the_projection_of_a_run(
+    checkpoint: Path, model: SparklesChat, make_model: MakeModel, tmp_path: Path
+) -> None:
+    following = make_module(make_model(seed=1), checkpoint=checkpoint)
+    save_projection(model, tmp_path / "projection.safetensors", {})
+    from_file = make_module(make_model(seed=1), checkpoint=tmp_path / "projection.safetensors")
+    for module in (following, from_file):
+        torch.testing.assert_close(module.model.projector.state_dict(), model.projector.state_dict())

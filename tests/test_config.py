@@ -1,0 +1,216 @@
+"""A wrong config is refused before anything is built, with every mistake named."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from sparkles.config import ConfigError, explain, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    annotations: Path
+    ratio: float = 1.0
+
+
+class Part:
+    def __init__(self, width: int) -> None: ...
+
+
+class Net:
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        part: Part | None = None,
+        name: str = "net",
+        dropout: float | None = 0.0,
+        widths: tuple[int, ...] = (),
+        size: tuple[int, int] = (8, 8),
+        mode: Literal["per_sample", "per_batch"] = "per_sample",
+        subsets: Mapping[str, Subset] | None = None,
+        words: Sequence[str] = (),
+        optimizer: Callable[..., Any] | None = None,
+        legacy: int = None,  # type: ignore[assignment]  # noqa: RUF013 - as some libraries annotate
+    ) -> None:
+        raise AssertionError("validate builds nothing")
+
+
+def any_options(first: int, **options: Any) -> None: ...
+
+
+def problems(**model: Any) -> list[str]:
+    cfg = OmegaConf.create({"model": {"_target_": f"{__name__}.Net", **model}, "seed": 1})
+    try:
+        validate(cfg)
+    except ConfigError as error:
+        return str(error).split("\n  ")[1:]
+    return []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_tokens": 4},
+        {"num_tokens": 4, "dropout": None, "name": "x", "legacy": None},
+        {"num_tokens": 4, "dropout": 1, "widths": [1, 2], "size": [3, 4], "mode": "per_batch"},
+        {"num_tokens": "${seed}", "words": ["a", "b"], "widths": []},
+        {"num_tokens": 4, "part": {"_target_": f"{__name__}.Part", "width": 3}},
+        {"num_tokens": 4, "subsets": {"cc": {"_target_": f"{__name__}.Subset", "annotations": "cc.json"}}},
+        {"num_tokens": 4, "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3}},
+        {"_partial_": True},
+        {"num_tokens": 4, "part": {"_target_": f"{__name__}.Part", "_args_": [3]}},
+        {"num_tokens": 4, "part": {"_target_": f"{__name__}.any_options", "first": 1, "anything": "goes"}},
+        {"num_tokens": 4, "part": {"_target_": "builtins.dict", "no": "signature"}},
+    ],
+)
+def test_a_right_config_passes(arguments: dict[str, Any]) -> None:
+    assert problems(**arguments) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_tokens": "abc"}, "model.num_tokens: expected int, got 'abc'"),
+        ({"num_tokens": True}, "model.num_tokens: expected int, got True"),
+        ({"num_tokens": 4, "part": 7}, "model.part: expected Part | None, got 7"),
+        ({"num_tokens": 4, "name": None}, "model.name: expected str, got None"),
+        ({"num_tokens": 4, "dropout": "none"}, "model.dropout: expected float | None, got 'none'"),
+        ({"num_tokens": 4, "widths": [1, "b"]}, "model.widths: expected tuple[int, ...], got [1, 'b']"),
+        ({"num_tokens": 4, "size": [1, 2, 3]}, "model.size: expected tuple[int, int], got [1, 2, 3]"),
+        ({"num_tokens": 4, "mode": "batch"}, "model.mode: expected one of 'per_sample', 'per_batch', got"),
+        ({"num_tokens": 4, "words": "one"}, "model.words: expected Sequence[str], got 'one'"),
+        ({"num_tokens": 4, "optimizer": "adam"}, "model.optimizer: expected Callable[..., Any] | None, got"),
+        ({"num_tokens": 4, "subsets": {"cc": 3}}, "model.subsets: expected"),
+        ({"num_tokens": "???"}, "model.num_tokens: no value yet; set model.num_tokens=..."),
+        ({}, f"model: {__name__}.Net needs num_tokens; set model.num_tokens=..."),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(arguments: dict[str, Any], expected: str) -> None:
+    [problem] = problems(**arguments)
+    assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [("num_token", "did you mean num_tokens?"), ("zzz", "it takes num_tokens, part, name, dropout, widths,")],
+)
+def test_an_unknown_argument_comes_with_close_matches_or_all(argument: str, advice: str) -> None:
+    [problem] = problems(num_tokens=4, **{argument: 5})
+    assert problem.startswith(f"model.{argument}: {__name__}.Net has no such argument; {advice}")
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    wrong_part = {"_target_": f"{__name__}.Part", "width": "wide"}
+    found = problems(num_tokens=None, nonsense=1, part=wrong_part)
+    assert {problem.split(":")[0] for problem in found} == {
+        "model.num_tokens",
+        "model.nonsense",
+        "model.part.width",
+    }
+
+
+def test_targets_inside_lists_and_mappings_are_checked() -> None:
+    cfg = OmegaConf.create({"parts": [{"a": {"_target_": f"{__name__}.Part", "width": "x"}}]})
+    with pytest.raises(ConfigError, match=r"parts\[0\]\.a\.width: expected int, got 'x'"):
+        validate(cfg)
+
+
+def test_a_target_that_cannot_be_imported_is_named() -> None:
+    cfg = OmegaConf.create({"model": {"_target_": "sparkles.config.Nothing"}})
+    with pytest.raises(ConfigError, match=r"model\._target_: cannot import 'sparkles\.config\.Nothing'"):
+        validate(cfg)
+
+
+def test_a_broken_interpolation_is_named() -> None:
+    cfg = OmegaConf.create({"model": {"width": "${data.width}"}})
+    with pytest.raises(
+        ConfigError, match=r"cannot be resolved: .*'data\.width' not found\s+full_key: model\.width"
+    ):
+        validate(cfg)
+
+
+@pytest.fixture
+def config_dir(tmp_path: Path) -> Path:
+    write(tmp_path / "train.yaml", "defaults: [_self_, data: nano, {experiment: null}]\nseed: 1\n")
+    write(tmp_path / "data/nano.yaml", "batch_size: 8\nnum_workers: 0\n")
+    write(tmp_path / "experiment/minigpt4.yaml", "# @package _global_\nseed: 2\n")
+    return tmp_path
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.batchsize=4", "unknown override 'data.batchsize': the config has no such key"),
+        ("data.batchsize=4", "did you mean data.batch_size?"),
+        ("batch_size=4", "did you mean data.batch_size?"),
+        ("experimnt=minigpt4", "did you mean experiment?"),
+        ("dta.batch_size=4", "unknown override 'dta'"),
+        ("zzz=1", "no such group. `--cfg job` prints every key"),
+    ],
+)
+def test_an_unknown_override_comes_with_close_matches(config_dir: Path, override: str, expected: str) -> None:
+    with (
+        initialize_config_dir(str(config_dir), version_base="1.3"),
+        pytest.raises(ConfigCompositionException) as caught,
+    ):
+        compose("train", overrides=[override])
+    assert expected in explain(caught.value, config_dir)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no"), ConfigCompositionException("no")])
+def test_other_errors_are_left_alone(error: BaseException | None) -> None:
+    assert explain(error) == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("seeed=3", "did you mean seed?"), ("seed=x", "seed: expected int, got 'x'"), ("seed=9", "stopped;")],
+)
+def test_the_command_ends_with_a_message_and_no_traceback(
+    config_dir: Path, override: str, expected: str
+) -> None:
+    program = config_dir / "train.py"
+    write(program, PROGRAM)
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(
+        [sys.executable, program, override, f"hydra.run.dir={config_dir}/run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(root)},
+    )
+    assert result.returncode == 1
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+PROGRAM = """
+import hydra
+from omegaconf import OmegaConf
+from sparkles.config import friendly_exit, validate
+
+def seed_everything(seed: int): ...
+
+@friendly_exit
+@hydra.main(version_base="1.3", config_path=".", config_name="train")
+def main(cfg):
+    validate(OmegaConf.create({"_target_": "__main__.seed_everything", "seed": cfg.seed}))
+    raise KeyboardInterrupt
+
+if __name__ == "__main__":
+    main()
+"""
