@@ -155,11 +155,17 @@ def _spell(hint: Any) -> str:
     return str(hint).replace("typing.", "").replace("collections.abc.", "")
 
 
+def register_resolvers() -> None:
+    """Let configs say `${repo:some/file}` for a path of this checkout, whatever the working directory is."""
+    OmegaConf.register_new_resolver("repo", lambda path: str(CONFIG_DIR.parent / path), replace=True)
+
+
 def friendly_exit(main: Callable[[], None]) -> Callable[[], None]:
-    """Let a `hydra.main` end an unknown override with close matches, and Ctrl-C with one line."""
+    """Prepare a `hydra.main`, and let it end an unknown override with close matches and Ctrl-C with one line."""
 
     @functools.wraps(main)
     def wrapped() -> None:
+        register_resolvers()
         try:
             main()
         except SystemExit as exit_:

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "data": SHARED,
     "gen": SHARED,
     "eval": SHARED | {"data"},
+    "launch": SHARED | {"models", "data", "eval"},
     "serve": SHARED | {"models", "data", "gen", "eval"},
     "nano": SHARED | {"models", "data", "gen", "eval"},
 }

@@ -33,7 +33,7 @@ def read_dialogues(path: str | Path, images: ImageFolder | None = None) -> list[
     Raises:
         AnnotationError: names every record that is malformed or whose images are missing.
     """
-    return _read(Path(path), lambda key, record: _parse_dialogue(record, images))
+    return _read(Path(path), lambda key, record: _parse_dialogue(key, record, images))
 
 
 def read_samples(path: str | Path, images: ImageFolder | None = None) -> list[Sample]:
@@ -116,7 +116,7 @@ def _records(path: Path) -> Iterator[tuple[int | str, Record]]:
     yield from content.items() if isinstance(content, dict) else enumerate(content)
 
 
-def _parse_dialogue(record: Record, images: ImageFolder | None) -> Dialogue:
+def _parse_dialogue(key: int | str, record: Record, images: ImageFolder | None) -> Dialogue:
     messages = tuple(_parse_message(entry, images) for entry in _field(record, "dialogue", kind=list))
     for index, message in enumerate(messages):
         expected = "assistant" if index % 2 else "user"
@@ -126,7 +126,7 @@ def _parse_dialogue(record: Record, images: ImageFolder | None) -> Dialogue:
                 "roles alternate and begin with 'user'"
             )
         check_tags(message.content, message.images, f"message {index}")
-    return Dialogue(messages=messages, dialogue_id=str(record.get("evaluation_id", "")))
+    return Dialogue(messages=messages, dialogue_id=_identity(key, record, "evaluation_id"))
 
 
 def _parse_message(entry: Record, images: ImageFolder | None) -> Message:
@@ -145,10 +145,8 @@ def _parse_sample(key: int | str, record: Record, images: ImageFolder | None) ->
         question = _field(record, "uniform_question", "question")
         check_tags(question, pictures, "question")
         messages = (Message(role="user", content=question, images=pictures),)
-    name = key if isinstance(key, str) else record.get("sample_id", "")
-    return Sample(
-        prompt=Prompt(messages=messages, item_id=name), answer=_field(record, "fix_answer", "answer")
-    )
+    prompt = Prompt(messages=messages, item_id=_identity(key, record, "sample_id"))
+    return Sample(prompt=prompt, answer=_field(record, "fix_answer", "answer"))
 
 
 def _parse_images(entries: list[Record], images: ImageFolder | None) -> tuple[Image, ...]:
@@ -160,6 +158,11 @@ def _parse_images(entries: list[Record], images: ImageFolder | None) -> tuple[Im
         )
         for entry in entries
     )
+
+
+def _identity(key: int | str, record: Record, field: str) -> str:
+    """The record's own id, else the key it stands under; a place in a list is no id."""
+    return str(record.get(field, key if isinstance(key, str) else ""))
 
 
 def _field(record: Record, *keys: str, kind: type | tuple[type, ...] = str) -> Any:

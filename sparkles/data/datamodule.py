@@ -220,9 +220,14 @@ class SparklesDataModule(L.LightningDataModule):
         return batch
 
     def files(self) -> dict[str, Path]:
-        """Annotation file of each subset that is in use, whose hashes identify the data of a run."""
-        specs = self.subsets | self.val_subsets
-        return {name: spec.annotations for name, spec in specs.items() if spec.ratio > 0}
+        """Annotation files of the subsets that are in use, whose hashes identify the data of a run."""
+        specs = (self.subsets | self.val_subsets).values()
+        return {
+            f"{spec.name}/{path.name}": path
+            for spec in specs
+            if spec.ratio > 0
+            for path in spec.annotation_files
+        }
 
     def _make_mixture(self) -> Mixture:
         return Mixture(
@@ -288,7 +293,7 @@ def _by_name(specs: Mapping[str, SubsetSpec]) -> dict[str, SubsetSpec]:
 def _check_paths(specs: Sequence[SubsetSpec]) -> None:
     missing = []
     for spec in specs:
-        if spec.ratio > 0 and not spec.annotations.is_file():
+        if spec.ratio > 0 and not spec.annotation_files:
             missing.append(f"subset {spec.name!r}: no annotation file {spec.annotations}")
         if spec.ratio > 0 and not spec.images.is_dir():
             missing.append(f"subset {spec.name!r}: no image folder {spec.images}")
@@ -303,7 +308,8 @@ def _read_all(specs: Mapping[str, SubsetSpec]) -> dict[str, list[Sample]]:
     for name, spec in specs.items():
         if spec.ratio > 0:
             try:
-                samples[name] = read_samples(spec.annotations, spec.folder)
+                files = spec.annotation_files
+                samples[name] = [sample for file in files for sample in read_samples(file, spec.folder)]
             except AnnotationError as error:
                 problems.append(str(error))
     if problems:

@@ -26,7 +26,7 @@ class SubsetSpec:
 
     name: str
     annotations: Path
-    """Training file, one record a turn."""
+    """Training file, one record a turn; or a pattern for several, such as `..._turn1_*img.json`."""
     images: Path
     """Folder of its images."""
     ratio: float = 1.0
@@ -41,6 +41,11 @@ class SubsetSpec:
         object.__setattr__(self, "annotations", Path(self.annotations))
         object.__setattr__(self, "images", Path(self.images))
         object.__setattr__(self, "image_patterns", tuple(self.image_patterns))
+
+    @property
+    def annotation_files(self) -> list[Path]:
+        """The file, or all that match the pattern, in order of their names; none if there are none."""
+        return sorted(path for path in self.annotations.parent.glob(self.annotations.name) if path.is_file())
 
     @property
     def folder(self) -> ImageFolder:

@@ -62,13 +62,8 @@ class ModelResponder:
         self.blank_images = blank_images
         self.tokenizer: Any = encoder.tokenizer  # one of transformers, more than an Encoder asks for
         self.generation = dict(generation)
-        settings = (
-            encoder.prompt_format,
-            encoder.max_length,
-            transform.image_size,
-            blank_images,
-            self.generation,
-        )
+        # vars: the transform's steps, whose repr holds sizes, means and deviations
+        settings = (encoder.prompt_format, encoder.max_length, vars(transform), blank_images, self.generation)
         self.name = f"{name}@{_fingerprint(model, repr(settings))}"
 
     def respond(self, prompts: Sequence[Prompt]) -> list[Response]:

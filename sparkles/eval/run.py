@@ -53,26 +53,25 @@ def evaluate(
             raise BenchmarkError(f"{benchmark.name} is rated by a judge, and there is none; set judge=...")
     items = {
         benchmark.name: _read_items(benchmark) for benchmark in benchmarks
-    }  # all faults of files come first
+    }  # bad files show up before the work
     metrics: Metrics = {}
     with _progress(progress and _rank() == 0) as bar:
         for benchmark in benchmarks:
             predictions = _predict(
                 benchmark, items[benchmark.name], responder, judge, run_dir, bar, save_every
             )
-            found = {
-                f"{benchmark.name}/{name}": value
-                for name, value in benchmark.scorer.metrics(predictions).items()
-            }
+            found = _named(benchmark, benchmark.scorer.metrics(predictions))
             metrics |= found
             if _rank() == 0:
-                add_hashes(
-                    run_dir, {f"{benchmark.name}/{what}": sha for what, sha in benchmark.hashes().items()}
-                )
+                add_hashes(run_dir, _named(benchmark, benchmark.hashes()))
                 _merge_metrics(run_dir / "metrics.json", benchmark.name, found)
     if _rank() == 0:
         render_report(run_dir)
     return metrics
+
+
+def _named(benchmark: Benchmark, values: Mapping[str, T]) -> dict[str, T]:
+    return {f"{benchmark.name}/{key}": value for key, value in values.items()}
 
 
 def _read_items(benchmark: Benchmark) -> list[Item]:

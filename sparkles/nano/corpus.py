@@ -7,9 +7,10 @@ embeddings, summed, stand in the image slots. Whoever projects pictures to these
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 from sparkles.eval.prompting import load_prompt
-from sparkles.nano.dialogues import make_dialogue
+from sparkles.nano.dialogues import image_ids, make_dialogue
 from sparkles.nano.language import (
     BISON_KINDS,
     NUMBERS,
@@ -71,8 +72,8 @@ def question(kind: str, rng: random.Random, split: Split) -> Conversation:
 def _dialogue(rng: random.Random, split: Split) -> Conversation:
     images_per_turn = (rng.choice((1, 2, 2, 3)), 2 if rng.random() < 0.2 else 1)
     # Data sets number their images through; a person who chats starts at one.
-    numbers = rng.sample(range(1000, 10000), 5) if rng.random() < 0.75 else range(1, 6)
-    ids = [str(number) for number in numbers[: sum(images_per_turn)]]
+    source = image_ids(rng) if rng.random() < 0.75 else map(str, count(1))
+    ids = list(islice(source, sum(images_per_turn)))
     shown = [(image_id, random_scene(rng, split)) for image_id in ids]
     layout = "sentence" if rng.random() < 0.12 else "word"
     dialogue = make_dialogue(shown, images_per_turn, rng, layout=layout)
@@ -118,7 +119,7 @@ def _first_question(
 
 
 def _questions(rng: random.Random, split: Split) -> Conversation:
-    first = question(rng.choice((*BISON_KINDS, *BISON_KINDS, *STATEMENTS)), rng, split)
+    first = question(rng.choice((*BISON_KINDS, *BISON_KINDS, *STATEMENTS, "relation")), rng, split)
     turns = [(first.messages[0].content, first.messages[1].content)]
     left, right = first.scenes
     for _ in range(rng.choice((0, 1, 2, 2))):

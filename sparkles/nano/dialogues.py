@@ -7,7 +7,7 @@ out of any answer.
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -82,6 +82,25 @@ class Claim(NamedTuple):
 
 
 CONCLUSIONS = ("most", "more_or_fewer", "background_again", "shown_by")
+
+
+# --- image ids ------------------------------------------------------------------------------------------------
+
+_FIRST_HALVES = [f"{number:02d}" for number in range(10, 70)]
+_SECOND_HALVES = [f"{number:02d}" for number in (*range(70, 100), *range(10))]
+NUM_IMAGE_IDS = len(_FIRST_HALVES) * len(_SECOND_HALVES)
+
+
+def image_ids(rng: random.Random) -> Iterator[str]:
+    """All `NUM_IMAGE_IDS` four-digit ids in a random order in which neighbours share neither half.
+
+    The tokenizer reads an id in two halves. Halves have numbers of their own, and the images of a dialogue differ in the
+    first, so a small language model can tell which half it is at and which image is meant.
+    """
+    first, second = (rng.sample(halves, len(halves)) for halves in (_FIRST_HALVES, _SECOND_HALVES))
+    for index in range(NUM_IMAGE_IDS):
+        turn, position = divmod(index, len(first))
+        yield first[position] + second[(index + turn) % len(second)]
 
 
 # --- asking ---------------------------------------------------------------------------------------------------
@@ -214,12 +233,14 @@ def make_dialogue(
     rng: random.Random,
     *,
     layout: Layout = "word",
+    kinds: Sequence[str] = tuple(PHRASINGS),
     dialogue_id: str = "",
 ) -> Dialogue:
     """A dialogue whose turn t shows the next `images_per_turn[t]` images; its answers are true of `shown`.
 
     Args:
         shown: image ids with the scenes as the author sees them (captions are all an author gets).
+        kinds: requests to choose among.
     """
     messages: list[Message] = []
     scenes: dict[str, Scene] = {}
@@ -229,7 +250,8 @@ def make_dialogue(
         turn, remaining = remaining[:count], remaining[count:]
         scenes |= dict(turn)
         new = [image_id for image_id, _ in turn]
-        request = rng.choice(possible_requests(new, scenes, rng, told_story=kind == "story"))
+        possible = possible_requests(new, scenes, rng, told_story=kind == "story")
+        request = rng.choice([request for request in possible if request.kind in kinds])
         kind = request.kind
         images = tuple(
             Image(image_id=int(i) if i.isdigit() else i, caption=caption(scene)) for i, scene in turn

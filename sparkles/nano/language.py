@@ -438,12 +438,14 @@ def _count_of(scenes: tuple[Scene, Scene], rng: random.Random) -> tuple[str, lis
     )
 
 
-_RELATIONS: dict[str, Callable[[int, int], bool]] = {
-    "above": lambda a, b: a // 3 < b // 3,
-    "below": lambda a, b: a // 3 > b // 3,
-    "left of": lambda a, b: a % 3 < b % 3,
-    "right of": lambda a, b: a % 3 > b % 3,
+_RELATIONS: dict[str, tuple[int, Callable[[int, int], bool]]] = {
+    # words -> which part of a place ("top", "left") counts, and how its positions compare
+    "above": (0, lambda a, b: a < b),
+    "below": (0, lambda a, b: a > b),
+    "left of": (1, lambda a, b: a < b),
+    "right of": (1, lambda a, b: a > b),
 }
+_AXES = (("top", "bottom"), ("left", "middle", "right"))
 
 
 def _relation(scenes: tuple[Scene, Scene], rng: random.Random) -> tuple[str, list[str], bool] | None:
@@ -456,7 +458,9 @@ def _relation(scenes: tuple[Scene, Scene], rng: random.Random) -> tuple[str, lis
     a, b = rng.choice(pairs)
     place_a, place_b = scene.places_with(a)[0], scene.places_with(b)[0]
     relation = rng.choice(list(_RELATIONS))
-    truth = _RELATIONS[relation](PLACES.index(place_a), PLACES.index(place_b))
+    axis, compare = _RELATIONS[relation]
+    part_a, part_b = (place.split("-")[axis] for place in (place_a, place_b))
+    truth = compare(_AXES[axis].index(part_a), _AXES[axis].index(part_b))
     text = rng.choice(
         (
             f"in {here} the {noun(a)} is {relation} the {noun(b)}",
@@ -465,7 +469,7 @@ def _relation(scenes: tuple[Scene, Scene], rng: random.Random) -> tuple[str, lis
         )
     )
     line = f"in {image_mention(subject + 1)} {a} is at the {place_a} and {b} is at the {place_b}."
-    return text, [line, f"{place_a} is {relation} {place_b} {yes_no(truth)}."], truth
+    return text, [line, f"{part_a} is {relation} {part_b} {yes_no(truth)}."], truth
 
 
 def _shown_word(scenes: tuple[Scene, Scene], rng: random.Random, absent: float = 0.25) -> str:

@@ -94,11 +94,12 @@ def encode_conversation(
             input_ids.append(token)
             labels.append(token if learned else IGNORE_INDEX)
         position += len(segment)
-    slots = [_word_ids(words, tokenizer) for scene in conversation.scenes for words in slot_words(scene)]
+    slots = [word_ids(words, tokenizer) for scene in conversation.scenes for words in slot_words(scene)]
     return TextSequence(input_ids, labels, slots)
 
 
-def _word_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def word_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a slot's words, filled up with -1: int[MAX_WORDS_PER_SLOT]."""
     ids = [tokenizer.convert_tokens_to_ids("▁" + word) for word in words]
     return ids + [-1] * (MAX_WORDS_PER_SLOT - len(ids))
 
@@ -124,7 +125,7 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
         made = 0
         while made < self.num_batches:
             # Dialogues are the rarer skill at first and the harder one later on.
-            share = 0.35 if made < self.num_batches * 0.1 else 0.55
+            share = 0.35 if made < self.num_batches * 0.1 else 0.6
             sequences = [
                 encode_conversation(
                     random_conversation(rng, dialogues=share), self.tokenizer, system=rng.random() < 0.4

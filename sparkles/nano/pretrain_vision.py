@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.layers import build_sincos2d_pos_embed
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from sparkles.models.qformer import QFormer
 from sparkles.models.vision import VisionEncoder
-from sparkles.nano.progress import progress_bar
 from sparkles.nano.world import (
     BACKGROUNDS,
     COLORS,
@@ -40,6 +40,7 @@ ATTRIBUTES = {  # read-out -> number of classes; class 0 is "this query does not
     "count": 1 + len(PLACES),
     "slot": NUM_QUERY_TOKENS,
 }
+PATCHES_PER_SIDE = 9
 PATCH_ATTRIBUTES = ("size", "color", "shape")
 NORMALIZE_MEAN, NORMALIZE_STD = 0.5, 0.25
 
@@ -48,8 +49,8 @@ def build_vision() -> tuple[VisionEncoder, QFormer]:
     """The miniature's parts with random weights, as `conf/model/nano.yaml` describes them."""
     vision = VisionEncoder(
         name="eva_giant_patch14_224",
-        img_size=IMAGE_SIZE_ARGS,
-        patch_size=8,
+        img_size=IMAGE_SIZE,
+        patch_size=IMAGE_SIZE // PATCHES_PER_SIDE,
         embed_dim=96,
         depth=4,
         num_heads=4,
@@ -68,7 +69,11 @@ def build_vision() -> tuple[VisionEncoder, QFormer]:
     return vision, qformer
 
 
-IMAGE_SIZE_ARGS = 72
+def use_sincos_positions(vision: VisionEncoder) -> None:
+    """Start the learned position embedding as sines and cosines, from which it learns much sooner."""
+    position: torch.Tensor = vision.backbone.pos_embed.data
+    grid = [PATCHES_PER_SIDE, PATCHES_PER_SIDE]
+    position[0, 1:] = 0.5 * build_sincos2d_pos_embed(grid, dim=position.shape[-1])
 
 
 def scene_targets(scene: Scene) -> np.ndarray:

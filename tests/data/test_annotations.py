@@ -57,6 +57,13 @@ def test_a_numbered_dialogue_is_written_with_the_number_of_the_original(
     ]
 
 
+def test_records_of_a_dict_are_named_by_their_keys(tmp_path: Path) -> None:
+    (dialogue,) = read_dialogues(write(tmp_path, {"d7": {"dialogue": []}}))
+    assert dialogue.dialogue_id == "d7"
+    (sample,) = read_samples(write(tmp_path, {"s7": RECORD}))
+    assert sample.prompt.item_id == "s7"
+
+
 def test_each_turn_is_a_sample_whose_prompt_is_all_that_precedes_it(dialogue: Dialogue) -> None:
     first, second = samples_of(dialogue)
     assert first.prompt.messages == dialogue.messages[:1]

@@ -254,4 +254,17 @@ def test_preparation_runs_before_anything_is_read(make_datamodule: MakeDataModul
 
 
 def test_the_files_in_use_are_listed(make_datamodule: MakeDataModule, tmp_path: Path) -> None:
-    assert make_datamodule().files() == {name: tmp_path / f"{name}.json" for name in ("cc", "vg", "val")}
+    expected = {f"{name}/{name}.json": tmp_path / f"{name}.json" for name in ("cc", "vg", "val")}
+    assert make_datamodule().files() == expected
+
+
+def test_a_subset_may_lie_in_several_files(make_datamodule: MakeDataModule, tmp_path: Path) -> None:
+    text = (tmp_path / "vg.json").read_text()
+    for number in (1, 2):
+        (tmp_path / f"vg_{number}img.json").write_text(text)
+    several = SubsetSpec(name="vg", annotations=tmp_path / "vg_*img.json", images=tmp_path / "vg")
+    datamodule = make_datamodule(subsets={"vg": several})
+    datamodule.setup("fit")
+    dataset = datamodule.train_dataloader().dataset
+    assert dataset[Draw("vg", 13)].encoded.input_ids == dataset[Draw("vg", 6)].encoded.input_ids
+    assert len(datamodule.files()) == 3

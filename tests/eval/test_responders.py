@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparkles.data.encoding import Encoder
-from sparkles.data.images import ImageTransform
+from sparkles.data.images import ImageTransform, load_image
 from sparkles.eval.responders import ModelResponder
 from sparkles.models.projector import Projector
 from sparkles.models.qformer import QFormer
@@ -54,7 +54,7 @@ def model() -> SparklesChat:
             pad_token_id=0,
         )
     )
-    model = SparklesChat(
+    return SparklesChat(
         vision=VisionEncoder(
             name="vit_tiny_patch16_224", img_size=IMAGE_SIZE, patch_size=8, embed_dim=24, depth=2, num_heads=2
         ),
@@ -69,10 +69,6 @@ def model() -> SparklesChat:
         projector=Projector(in_features=16, out_features=32),
         language=language,
     )
-    with torch.no_grad():
-        for parameter in model.projector.parameters():
-            parameter *= 20  # pictures then change what random weights say
-    return model
 
 
 @pytest.fixture
@@ -113,6 +109,7 @@ def prompts(pictures: Path) -> list[Prompt]:
         ask("Short?", red),
         ask("A much longer question about", green, red),
         ask("Same?", green),
+        ask("Without any picture?"),
         ask("And?", red, red),
     ]
 
@@ -127,13 +124,27 @@ def test_answers_depend_neither_on_batch_size_nor_on_order(
     assert [response.text for response in together.respond(prompts[::-1])] == alone[::-1]
 
 
-def test_pictures_are_seen_and_blank_ones_are_all_alike(
-    make_responder: Callable[..., ModelResponder], pictures: Path
+def test_pixels_stand_in_the_order_of_the_batch(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], pictures: Path, prompts: list[Prompt]
 ) -> None:
-    both = [ask("What?", pictures / "red.png"), ask("What?", pictures / "green.png")]
-    seen, blank = make_responder(), make_responder(blank_images=True)
-    assert len({response.text for response in seen.respond(both)}) == 2
-    assert len({response.text for response in blank.respond(both)}) == 1
+    model = ScriptedModel(encoder, "ok###")
+    responder = make_responder(model=model)
+    responder.respond(prompts[:2])
+    longest_first = ["green.png", "red.png", "red.png"]
+    expected = [
+        responder.transform(load_image(Image(image_id=1, path=pictures / name))) for name in longest_first
+    ]
+    assert torch.equal(model.batches[0]["pixel_values"], torch.stack(expected))
+
+
+def test_blank_pictures_keep_their_slots_and_lose_their_pixels(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], prompts: list[Prompt]
+) -> None:
+    seen, blank = ScriptedModel(encoder, "ok###"), ScriptedModel(encoder, "ok###")
+    make_responder(model=seen).respond(prompts)
+    make_responder(model=blank, blank_images=True).respond(prompts)
+    assert torch.equal(seen.batches[0]["input_ids"], blank.batches[0]["input_ids"])
+    assert torch.equal(blank.batches[0]["pixel_values"], torch.zeros_like(seen.batches[0]["pixel_values"]))
 
 
 def test_generation_stops_at_the_stop_string_of_each_row(
@@ -186,6 +197,7 @@ def test_the_name_tells_weights_and_settings_apart(
     name = make_responder().name
     assert make_responder(batch_size=3).name == name
     assert make_responder(blank_images=True).name != name
+    assert make_responder(transform=ImageTransform(image_size=IMAGE_SIZE, mean=(0.5, 0.5, 0.5))).name != name
     assert make_responder(generation=GREEDY | {"max_new_tokens": 9}).name != name
     other = copy.deepcopy(model)
     with torch.no_grad():

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from sparkles.eval.benchmark import BenchmarkError, Prediction
 from sparkles.eval.bison import Bison
@@ -219,3 +221,28 @@ def test_a_repeated_item_id_is_refused(
     bison_file.write_text(bison_file.read_text().replace('"evaluation_id": 2', '"evaluation_id": 1'))
     with pytest.raises(BenchmarkError, match="bison: two items have the id '1'"):
         evaluate([bison], scripted_responder(), None, run_dir)
+
+
+def test_two_processes_leave_the_files_of_one(
+    bison: Bison, scripted_responder: Scripted, tmp_path: Path
+) -> None:
+    """Each asks its share; three items of four are left after an interruption, so the shares are unequal."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    expected = evaluate([bison], scripted_responder(answer_by_number), None, alone, progress=False)
+    first = scripted_responder(answer_by_number, interrupt_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([bison], first, None, together, save_every=1, progress=False)
+
+    def share(rank: int) -> None:
+        dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=rank, world_size=2)
+        responder = scripted_responder(answer_by_number)
+        metrics = evaluate([bison], responder, None, together, save_every=1, progress=False)
+        asked = [prompt.item_id for prompt in responder.asked]
+        (tmp_path / f"rank{rank}.json").write_text(json.dumps([metrics, asked]))
+        dist.destroy_process_group()
+
+    torch.multiprocessing.start_processes(share, nprocs=2, start_method="fork")
+    results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert results == [[expected, ["2", "4"]], [expected, ["3"]]]
+    for name in ("predictions/bison.jsonl", "metrics.json"):
+        assert (together / name).read_text() == (alone / name).read_text()

@@ -1,0 +1,247 @@
+"""Writes the scenes world as data sets, in the files of the original: dialogues, training turns, benchmarks, images.
+
+    <root>/SparklesDialogueCC/     annotations of a biased captioner, whole world, images shared by dialogues
+    <root>/SparklesDialogueVG/     accurate annotations, a part of the world, each image used once
+    <root>/descriptions/           one image, one request to describe it     (baseline "description data")
+    <root>/reasoning/              one image, one question about it          (baseline "reasoning data")
+    <root>/captions/               coarse alt text, the data of stage 1
+    <root>/validation/             dialogues like VG's, for val/loss
+    <root>/evaluation/{BISON,NLVR2,SparklesEval}/
+
+Training data show scenes of the train split only, benchmarks those of the eval split only (see `world.Scene.split`).
+The same seed and sizes give the same bytes.
+"""
+
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sparkles.data.annotations import split_by_images, write_dialogues, write_samples
+from sparkles.nano.corpus import CAPTION_REQUESTS
+from sparkles.nano.dialogues import image_ids, make_dialogue
+from sparkles.nano.language import BISON_KINDS, STATEMENTS, BiasedCaptioner, bison_item, coarse_caption, statement
+from sparkles.nano.world import NARROW_WORLD, WHOLE_WORLD, Scene, random_scene, render
+from sparkles.prompt_format import IMAGE_TAG
+from sparkles.types import Dialogue, Image, Message, Prompt, Sample
+
+_MARKER = "scenes.json"
+_NEIGHBOURS = 30  # images in a row whose ids share no half; see `dialogues.image_ids`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much of everything to write."""
+
+    cc_images: int = 2000
+    cc_dialogues: int = 1500
+    vg_dialogues: int = 650
+    single_images: int = 800
+    """Each for descriptions, reasoning and captions."""
+    captions: int = 3000
+    validation_dialogues: int = 60
+    benchmark_items: int = 600
+
+
+def ensure(root: str | Path, *, seed: int = 0, sizes: Sizes | None = None) -> Path:
+    """Write the data sets unless `root` already holds the same ones; an interrupted writing leaves nothing behind.
+
+    Raises:
+        FileExistsError: `root` holds something else.
+    """
+    root, sizes = Path(root), sizes or Sizes()
+    wanted = {"seed": seed, "sizes": asdict(sizes), "version": 2}
+    marker = root / _MARKER
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
+        return root
+    if root.exists() and not marker.is_file() and any(root.iterdir()):
+        raise FileExistsError(f"{root} exists and was not written by the scenes world; choose another data.root")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        with Console().status(f"drawing the scenes world into {root}"):
+            write(building, seed=seed, sizes=sizes)
+        (building / _MARKER).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+        if root.exists():
+            shutil.rmtree(root)
+        building.chmod(0o755)
+        building.rename(root)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return root
+
+
+def write(root: Path, *, seed: int, sizes: Sizes) -> None:
+    """Write all data sets under `root`, each from its own stream of random numbers."""
+    parts: dict[str, Callable[[Path, random.Random], None]] = {
+        "SparklesDialogueCC": lambda folder, rng: _write_cc(folder, rng, sizes),
+        "SparklesDialogueVG": lambda folder, rng: _write_vg(folder, rng, sizes.vg_dialogues),
+        "validation": lambda folder, rng: _write_vg(folder, rng, sizes.validation_dialogues),
+        "descriptions": lambda folder, rng: _write_single(folder, rng, sizes.single_images, ("describe",)),
+        "reasoning": lambda folder, rng: _write_single(folder, rng, sizes.single_images, ("find", "story")),
+        "captions": lambda folder, rng: _write_captions(folder, rng, sizes.captions),
+        "evaluation/BISON": lambda folder, rng: _write_bison(folder, rng, sizes.benchmark_items),
+        "evaluation/NLVR2": lambda folder, rng: _write_nlvr2(folder, rng, sizes.benchmark_items),
+        "evaluation/SparklesEval": lambda folder, rng: _write_sparkles_eval(folder, rng, sizes.benchmark_items),
+    }
+    for name, write_part in parts.items():
+        folder = root / name
+        for sub in ("annotations", "images"):
+            (folder / sub).mkdir(parents=True)
+        write_part(folder, random.Random(f"{seed}/{name}"))
+
+
+# --- training data --------------------------------------------------------------------------------------------
+
+
+def _write_cc(folder: Path, rng: random.Random, sizes: Sizes) -> None:
+    captioner = BiasedCaptioner()
+    scenes = [random_scene(rng, "train", WHOLE_WORLD) for _ in range(sizes.cc_images)]
+    shown = []  # what the captioner says it sees
+    for image_id, scene in zip(image_ids(rng), scenes, strict=False):
+        _save(folder, image_id, scene)
+        shown.append((image_id, captioner.perceive(scene, rng)))
+    dialogues = []
+    for index in range(sizes.cc_dialogues):
+        images_per_turn = (index % 3 + 1, 1)  # the paper: one, two or three images first, then one more
+        start = rng.randrange(max(1, len(shown) - _NEIGHBOURS))  # neighbours have ids that a dialogue can tell apart
+        chosen = rng.sample(shown[start : start + _NEIGHBOURS], sum(images_per_turn))
+        dialogues.append(make_dialogue(chosen, images_per_turn, rng))
+    _write_training_files(folder, "SparklesDialogueCC", dialogues)
+
+
+def _write_vg(folder: Path, rng: random.Random, count: int) -> None:
+    ids = image_ids(rng)
+    dialogues = []
+    for index in range(count):
+        images_per_turn = (2 + index % 2, 1)
+        shown = [(next(ids), random_scene(rng, "train", NARROW_WORLD)) for _ in range(sum(images_per_turn))]
+        for image_id, scene in shown:
+            _save(folder, image_id, scene)
+        dialogues.append(make_dialogue(shown, images_per_turn, rng))
+    _write_training_files(folder, folder.name, dialogues)
+
+
+def _write_single(folder: Path, rng: random.Random, count: int, kinds: Sequence[str]) -> None:
+    """One-turn dialogues about one image, accurately annotated as LLaVA's are."""
+    dialogues = []
+    for image_id, _ in zip(image_ids(rng), range(count), strict=False):
+        scene = random_scene(rng, "train", WHOLE_WORLD)
+        _save(folder, image_id, scene)
+        dialogues.append(make_dialogue([(image_id, scene)], (1,), rng, kinds=kinds))
+    _write_training_files(folder, folder.name, dialogues)
+
+
+def _write_captions(folder: Path, rng: random.Random, count: int) -> None:
+    samples = []
+    for image_id in range(1, count + 1):
+        scene = random_scene(rng, "train", WHOLE_WORLD)
+        _save(folder, image_id, scene)
+        text = coarse_caption(BiasedCaptioner().perceive(scene, rng))
+        question = Message(
+            role="user",
+            content=f"{IMAGE_TAG} {rng.choice(CAPTION_REQUESTS)}",
+            images=(Image(image_id=image_id, caption=text),),
+        )
+        samples.append(Sample(prompt=Prompt(messages=(question,)), answer=text))
+    write_samples(folder / "annotations" / "captions.json", samples)
+
+
+def _write_training_files(folder: Path, name: str, dialogues: Sequence[Dialogue]) -> None:
+    """The dialogue file, and the original's training files by turn and number of images."""
+    annotations = folder / "annotations"
+    write_dialogues(annotations / f"{name}.json", dialogues)
+    for turn in range(1, max(dialogue.num_turns for dialogue in dialogues) + 1):
+        for num_images, samples in split_by_images(dialogues, turns=(turn,)).items():
+            write_samples(annotations / f"{name}_turn{turn}_{num_images}img.json", samples)
+
+
+# --- benchmarks -----------------------------------------------------------------------------------------------
+
+
+def _write_bison(folder: Path, rng: random.Random, count: int) -> None:
+    records = []
+    for index in range(count):
+        kind, label = BISON_KINDS[index // 2 % len(BISON_KINDS)], index % 2
+        item = _until(
+            lambda kind=kind, label=label: bison_item(
+                random_scene(rng, "eval"), kind, label, rng, ("IMAGE#1", "IMAGE#2")
+            )
+        )
+        ids = (2 * index + 1, 2 * index + 2)
+        for image_id, scene in zip(ids, item.scenes, strict=True):
+            _save(folder, image_id, scene)
+        records.append(
+            {
+                "evaluation_id": index + 1,
+                "caption": item.caption,
+                "true_image_id": ids[item.label],
+                "image_candidates": [{"image_id": i, "image_filename": f"{i}.png"} for i in ids],
+                "kind": kind,
+            }
+        )
+    _write_json(folder / "annotations" / "sparkles_evaluation_bison_annotations.json", records)
+
+
+def _write_nlvr2(folder: Path, rng: random.Random, count: int) -> None:
+    records = []
+    kinds = list(STATEMENTS)
+    for index in range(count):
+        kind, truth = kinds[index // 2 % len(kinds)], index % 2 == 0
+        scenes, made = _until(lambda kind=kind, truth=truth: _statement_item(kind, truth, rng))
+        for side, scene in enumerate(scenes):
+            _save(folder, f"eval-{index + 1}-0-img{side}", scene)
+        records.append(
+            {
+                "evaluation_id": index + 1,
+                "sentence": made.text,
+                "label": str(truth),
+                "identifier": f"eval-{index + 1}-0-0",
+                "kind": kind,
+            }
+        )
+    _write_json(folder / "annotations" / "sparkles_evaluation_nlvr2_annotations.json", records)
+
+
+def _statement_item(kind: str, truth: bool, rng: random.Random) -> Any:
+    scenes = (random_scene(rng, "eval"), random_scene(rng, "eval"))
+    made = statement(kind, scenes, rng)
+    return (scenes, made) if made and made.truth == truth else None
+
+
+def _write_sparkles_eval(folder: Path, rng: random.Random, count: int) -> None:
+    ids = image_ids(rng)
+    dialogues = []
+    for index in range(count):
+        # The paper: two or three images and then one, but a third of the dialogues with two images in both turns.
+        images_per_turn = ((2, 1), (3, 1), (2, 2))[index % 3]
+        shown = [(next(ids), random_scene(rng, "eval")) for _ in range(sum(images_per_turn))]
+        for image_id, scene in shown:
+            _save(folder, image_id, scene)
+        dialogues.append(make_dialogue(shown, images_per_turn, rng, dialogue_id=str(index + 1)))
+    write_dialogues(folder / "annotations" / "sparkles_evaluation_sparkleseval_annotations.json", dialogues)
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def _until(make: Callable[[], Any]) -> Any:
+    """Call until something comes."""
+    while (made := make()) is None:
+        pass
+    return made
+
+
+def _save(folder: Path, image_id: str | int, scene: Scene) -> None:
+    render(scene).save(folder / "images" / f"{image_id}.png", compress_level=1)
+
+
+def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps(records, indent=1), encoding="utf-8")

@@ -1,0 +1,220 @@
+"""Make the weights that ship with the miniature: `python -m sparkles.nano.pretrain`.
+
+1. language/: learns its language and its tasks from text alone.
+2. The gate: with true facts in the image slots the language model must know every task.
+3. vision.safetensors, qformer.safetensors: learn to read facts off pictures.
+4. stage1.safetensors: the projection, aligned on coarse captions by `train.py experiment=stage1`.
+
+Weights are rounded to half precision before stage 1, so what is measured is what ships.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from sparkles.config import CONFIG_DIR, friendly_exit
+from sparkles.models.checkpoints import load_projection, save_projection
+from sparkles.models.language import load_language_model
+from sparkles.models.projector import Projector
+from sparkles.nano.corpus import random_conversation
+from sparkles.nano.pretrain_language import (
+    ConversationStream,
+    build_language_model,
+    build_optimizers,
+    language_loss,
+    target_weights,
+)
+from sparkles.nano.pretrain_vision import (
+    PATCHES_PER_SIDE,
+    ReadOut,
+    build_vision,
+    cells_of_patches,
+    scene_batches,
+    use_sincos_positions,
+)
+from sparkles.nano.text_reference import TextReference, accuracy_by_kind
+from sparkles.nano.tokenizer import build_tokenizer
+from sparkles.prompt_format import SYSTEM_MESSAGE
+
+console = Console()
+SAVE_EVERY = 200  # steps
+
+
+class GateError(SystemExit):
+    """The weights do not know enough to ship."""
+
+
+@friendly_exit
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="pretrain")
+def main(cfg: DictConfig) -> None:
+    torch.set_num_threads(cfg.threads)
+    out, work = Path(cfg.out), Path(cfg.run_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    pretrain_language(cfg, out, work)
+    check_gate(cfg, out)
+    pretrain_vision(cfg, out, work)
+    align_stage1(out, work)
+
+
+def pretrain_vision(cfg: DictConfig, out: Path, work: Path) -> None:
+    torch.manual_seed(cfg.seed)
+    vision, qformer = build_vision()
+    use_sincos_positions(vision)
+    qformer.eval()  # no dropout
+    read_out = ReadOut(vision.hidden_size, qformer.hidden_size)
+    parts = nn.ModuleDict({"vision": vision, "qformer": qformer, "read_out": read_out})
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=cfg.vision.lr, weight_decay=0.02, betas=(0.9, 0.98))
+    cells = cells_of_patches(PATCHES_PER_SIDE)
+
+    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        pixel_values, targets = batch
+        tokens = vision(pixel_values)
+        by_query, of_patches = read_out.losses(qformer(tokens), tokens[:, 1:], targets, cells)
+        return torch.stack(list(by_query.values())).sum() + 0.5 * of_patches
+
+    _train(
+        "vision",
+        parts,
+        [optimizer],
+        scene_batches(cfg.seed, cfg.vision.batch_size),
+        loss_of,
+        steps=cfg.vision.steps,
+        constant_until=0.6,
+        checkpoint=work / "vision.pt",
+    )
+    for name, part in (("vision", vision), ("qformer", qformer)):
+        save_file({key: _half(value) for key, value in part.state_dict().items()}, out / f"{name}.safetensors")
+
+
+def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
+    torch.manual_seed(cfg.seed)
+    rng = random.Random(cfg.seed)
+    texts = [message.content for _ in range(8000) for message in random_conversation(rng).messages]
+    tokenizer = build_tokenizer([SYSTEM_MESSAGE, *texts])
+    model = build_language_model(len(tokenizer))
+    weights = target_weights(tokenizer)
+    _train(
+        "language",
+        model,
+        build_optimizers(model, cfg.language.lr),
+        _conversations(cfg, tokenizer),
+        lambda batch: language_loss(model, batch, weights, jitter=cfg.language.jitter),
+        steps=cfg.language.steps,
+        constant_until=0.45,
+        checkpoint=work / "language.pt",
+    )
+    model.half().save_pretrained(out / "language")
+    tokenizer.save_pretrained(out / "language")
+
+
+def _conversations(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Iterable[dict[str, torch.Tensor]]:
+    stream = ConversationStream(
+        tokenizer,
+        tokens_per_batch=cfg.language.tokens_per_batch,
+        seed=cfg.seed,
+        num_batches=cfg.language.steps,
+    )
+    return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64)
+
+
+def align_stage1(out: Path, work: Path) -> None:
+    """Run `train.py experiment=stage1` on the new parts and keep its projection."""
+    overrides = [
+        "experiment=stage1",
+        "callbacks=[progress,checkpoint]",
+        "logger=none",
+        f"run_dir={work / 'stage1'}",
+        f"model.model.vision.checkpoint={out / 'vision.safetensors'}",
+        f"model.model.qformer.checkpoint={out / 'qformer.safetensors'}",
+        f"model.model.language.path={out / 'language'}",
+    ]
+    subprocess.run([sys.executable, str(CONFIG_DIR.parent / "train.py"), *overrides], check=True)
+    holder = nn.ModuleDict({"projector": Projector(in_features=96, out_features=128)})
+    load_projection(holder, work / "stage1" / "checkpoints" / "last.ckpt")
+    save_projection(holder, out / "stage1.safetensors", {"experiment": "stage1"})
+
+
+def check_gate(cfg: DictConfig, out: Path) -> None:
+    """Print the text reference of every kind; refuse the weights where one is below what is required."""
+    tokenizer = AutoTokenizer.from_pretrained(out / "language")
+    reference = TextReference(load_language_model(out / "language"), tokenizer)
+    accuracies = accuracy_by_kind(reference, num=cfg.gate.num, seed=cfg.seed)
+    table = Table("kind", "text reference, %", title=f"gate: at least {cfg.gate.required:g} % on each kind")
+    for kind, accuracy in accuracies.items():
+        table.add_row(kind, f"{accuracy:.1f}", style="red" if accuracy < cfg.gate.required else "")
+    console.print(table)
+    (out / "gate.json").write_text(json.dumps({"num": cfg.gate.num, "accuracy": dict(accuracies)}, indent=1))
+    if failed := [kind for kind, accuracy in accuracies.items() if accuracy < cfg.gate.required]:
+        raise GateError(f"the weights do not pass the gate: {', '.join(failed)}; train longer (language.steps)")
+
+
+def _train(
+    name: str,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    batches: Iterable[object],
+    loss_of: Callable[..., torch.Tensor],
+    *,
+    steps: int,
+    constant_until: float,
+    checkpoint: Path,
+) -> None:
+    """Warm-up, constant, then linearly to nearly nothing. Every `SAVE_EVERY` steps all is saved, to resume from."""
+
+    def factor(step: int) -> float:
+        decay = (steps - step) / (steps * (1 - constant_until))
+        return min(1.0, (step + 1) / 100) * max(0.01, min(1.0, decay))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
+    stateful = [model, *optimizers, *schedules]
+    done = 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        done = state["step"]
+        for one, saved in zip(stateful, state["states"], strict=True):
+            one.load_state_dict(saved)
+        torch.set_rng_state(state["rng"])
+        console.print(f"{name}: continues at step {done} of {steps}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(name, total=steps, completed=done)
+        for step, batch in zip(range(done, steps), islice(batches, done, None), strict=False):
+            loss = loss_of(batch)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for one in (*optimizers, *schedules):
+                one.step()
+            progress.update(task, advance=1, description=f"{name} loss {loss.item():.3f}")
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+                state = {
+                    "step": step + 1,
+                    "states": [one.state_dict() for one in stateful],
+                    "rng": torch.get_rng_state(),
+                }
+                torch.save(state, checkpoint.with_suffix(".new"))
+                checkpoint.with_suffix(".new").replace(checkpoint)
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Talk to a model: `python -m sparkles.serve tui`."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from sparkles.config import friendly_exit
+
+USAGE = """usage: python -m sparkles.serve tui [overrides]
+
+  tui    chat in the terminal; pictures go between words as @path
+
+`python -m sparkles.serve tui --help` prints the configuration."""
+
+
+@friendly_exit
+@hydra.main(version_base="1.3", config_path="../../conf", config_name="serve")
+def tui(cfg: DictConfig) -> None:
+    # Not before --help is answered.
+    from hydra.utils import instantiate
+    from rich.console import Console
+
+    from sparkles.config import validate
+    from sparkles.eval.responders import ModelResponder
+    from sparkles.serve.tui import Conversation, chat, show_answer
+
+    validate(cfg)
+    datamodule = instantiate(cfg.data, _convert_="all")
+    responder = ModelResponder(
+        model=instantiate(cfg.model, _convert_="all").model,
+        encoder=datamodule.encoder,
+        transform=datamodule.eval_transform,
+        generation=cfg.generation,
+        name=cfg.name,
+    )
+    console = Console()
+    if cfg.message is not None:
+        sys.exit(0 if show_answer(Conversation(responder), cfg.message, console) else 1)
+    chat(responder, console, hints=[f"[dim]weights: {cfg.checkpoint}[/]"])
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] != "tui":
+        sys.exit(USAGE if sys.argv[1:2] not in (["-h"], ["--help"]) else print(USAGE))
+    del sys.argv[1]
+    tui()
+
+
+if __name__ == "__main__":
+    main()
