@@ -18,10 +18,8 @@ help: ## list the targets
 	@touch $@
 
 demo: .venv ## fine-tune and measure the nano model, its baseline and a control; print the table
-	$(PY) train.py run_dir=runs/demo/sparkleschat
-	$(PY) train.py experiment=minigpt4 run_dir=runs/demo/minigpt4
-	$(PY) -m sparkles.eval checkpoint=runs/demo/sparkleschat/checkpoints/last.ckpt blank_images=true run_dir=runs/demo/blanked
-	$(PY) -m sparkles.eval.table runs/demo/*
+	$(PY) train.py -m experiment=sparkleschat,minigpt4,blanked run_dir=runs/demo 'hydra.sweep.subdir=$${hydra:runtime.choices.experiment}'
+	$(PY) -m sparkles.eval.table $(addprefix runs/demo/,minigpt4 sparkleschat blanked) --paper experiments/demo/paper.csv
 
 nano: .venv ## make the shipped nano weights again, from nothing
 	$(PY) -m sparkles.nano.pretrain

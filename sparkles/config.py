@@ -1,8 +1,8 @@
 """Catch the mistakes in a config before anything is built, and say what would have been right.
 
 The signature of a constructor is the schema: a YAML node with `_target_` holds its keyword arguments.
-`validate` reports every node that its constructor would refuse, all at once; `friendly_exit` adds close
-matches to what Hydra says of an override that it does not know.
+`validate` reports every node that its constructor would refuse, all at once. `command` makes a program of a
+function that takes a config: the user's mistakes end it with a message, bugs with a traceback.
 """
 
 import functools
@@ -15,17 +15,21 @@ from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.errors import CompactHydraException, ConfigCompositionException
+import hydra
+from hydra.errors import CompactHydraException, ConfigCompositionException, InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from sparkles.types import InputError
+
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 _INSTANTIATE_KEYS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
+_STOPPED = "\nstopped; what was finished is in the run directory"
 
 
-class ConfigError(CompactHydraException, ValueError):
-    """Every problem found in one config, one per line. Hydra shows it without a traceback."""
+class ConfigError(InputError):
+    """Every problem found in one config, one per line."""
 
 
 def validate(cfg: DictConfig) -> None:
@@ -160,23 +164,58 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("repo", lambda path: str(CONFIG_DIR.parent / path), replace=True)
 
 
-def friendly_exit(main: Callable[[], None]) -> Callable[[], None]:
-    """Prepare a `hydra.main`, and let it end an unknown override with close matches and Ctrl-C with one line."""
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make a function of a config a program that composes `conf/<config_name>.yaml` from the command line.
 
-    @functools.wraps(main)
-    def wrapped() -> None:
-        register_resolvers()
-        try:
-            main()
-        except SystemExit as exit_:
-            # Hydra prints the error and exits while handling it, so the error is still attached.
-            if advice := explain(exit_.__context__):
-                print(f"\n{advice}", file=sys.stderr)
-            raise
-        except KeyboardInterrupt:
-            sys.exit("\nstopped; what was finished is in the run directory")
+    An InputError, an OSError and Ctrl-C end it with their message alone, an unknown override with close matches.
+    Whatever else is raised is a bug and keeps its traceback, also when `instantiate` wrapped it.
+    """
 
-    return wrapped
+    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
+        @functools.wraps(task)
+        def run(cfg: DictConfig) -> None:
+            try:
+                task(cfg)
+            except Exception as error:
+                cause: BaseException = error
+                while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+                    cause = cause.__cause__
+                if isinstance(cause, InputError | OSError):
+                    raise CompactHydraException(_message(cause)) from error  # printed without a traceback
+                if cause is not error:
+                    raise cause from None
+                raise
+
+        @functools.wraps(task)
+        def main() -> None:
+            register_resolvers()
+            try:
+                run()
+            except SystemExit as exit_:
+                # Hydra and Lightning exit while they handle an error, so the error is still attached.
+                if isinstance(exit_.__context__, KeyboardInterrupt):
+                    sys.exit(_STOPPED)
+                if advice := explain(exit_.__context__):
+                    print(f"\n{advice}", file=sys.stderr)
+                raise
+            except KeyboardInterrupt:
+                sys.exit(_STOPPED)
+
+        return main
+
+    return decorate
+
+
+def _message(error: BaseException) -> str:
+    """What an error says, with its notes.
+
+    >>> _message(ValueError("Caught ValueError in worker process 0. Traceback: ... builtins.ValueError: no such file"))
+    'no such file'
+    """
+    # A DataLoader's worker hands its traceback over as text, which ends with the message.
+    kind = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return "\n".join([str(error).rpartition(kind)[2], *getattr(error, "__notes__", ())])
 
 
 def explain(error: BaseException | None, config_dir: Path = CONFIG_DIR) -> str:

@@ -1,38 +1,108 @@
 """A run from its configuration: build the parts, fit, then measure."""
 
+import logging
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
+import rich
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sparkles.config import validate
 from sparkles.data.datamodule import SparklesDataModule
-from sparkles.eval.environment import add_hashes, write_environment
-from sparkles.eval.files import file_hash
+from sparkles.eval.environment import write_environment
+from sparkles.eval.files import file_hash, write_text
+from sparkles.eval.table import Headline, benchmarks_of, read_metrics, title_of
 from sparkles.models.lightning_module import SparklesModule
 
 
 def launch(cfg: DictConfig) -> Path:
     """Fit (unless `fit=false`), run the benchmarks, and return the run directory that holds what they wrote."""
+    _silence_chatter()
     validate(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     datamodule: SparklesDataModule = instantiate(cfg.data, _convert_="all")
     module: SparklesModule = instantiate(cfg.model, _convert_="all")
     callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
-
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if trainer.is_global_zero:
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        write_environment(run_dir, cfg, module.frozen_hashes)
-
+    trainer: L.Trainer = instantiate(
+        cfg.trainer, callbacks=[*callbacks, RunRecord(cfg, run_dir)], logger=loggers
+    )
     if cfg.fit:
         trainer.fit(module, datamodule, ckpt_path=cfg.resume_from, weights_only=True)
-        if trainer.is_global_zero:
-            add_hashes(run_dir, {f"data/{name}": file_hash(path) for name, path in datamodule.files().items()})
-    trainer.validate(module, datamodule)
+    trainer.validate(module, datamodule, verbose=False)
+    if trainer.is_global_zero:
+        _print_results(run_dir, cfg.name)
     return run_dir
+
+
+class RunRecord(L.Callback):
+    """Writes `config.yaml` and `environment.json` once a run has read its input and is about to begin.
+
+    So a run that cannot start replaces nothing in a folder that holds an earlier one. A run that does start moves
+    what it is to replace to `superseded/<number>/`: records that differ, and, if it trains anew, also the results
+    of the model that was trained there before. (Predictions are sorted by `sparkles.eval.run`, line by line.)
+    """
+
+    def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
+        self.cfg = cfg
+        self.run_dir = run_dir
+        self.written = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.written or not trainer.is_global_zero:
+            return
+        self.written = True
+        config = OmegaConf.to_yaml(self.cfg, resolve=True)
+        path = self.run_dir / "config.yaml"
+        if self.cfg.fit and self.cfg.resume_from is None:
+            self._set_aside(path.name, "environment.json", "metrics.json", "report.html", "checkpoints")
+        elif path.is_file() and path.read_text(encoding="utf-8") != config:
+            self._set_aside(path.name, "environment.json")
+        write_text(path, config)
+        data: Mapping[str, Path] = trainer.datamodule.files() if self.cfg.fit else {}  # type: ignore[attr-defined]
+        hashes = {f"data/{name}": file_hash(file) for name, file in data.items()}
+        write_environment(self.run_dir, self.cfg, {**pl_module.frozen_hashes, **hashes})  # type: ignore[dict-item]
+
+    def _set_aside(self, *names: str) -> None:
+        earlier = [self.run_dir / name for name in names if (self.run_dir / name).exists()]
+        if earlier:
+            shelf = self.run_dir / "superseded"
+            folder = shelf / str(1 + sum(1 for _ in shelf.glob("*")))
+            folder.mkdir(parents=True)
+            for path in earlier:
+                path.rename(folder / path.name)
+
+
+def _print_results(run_dir: Path, name: str) -> None:
+    metrics = read_metrics(run_dir)
+    headlines = {title_of(key): Headline.read(metrics, key) for key in benchmarks_of(metrics)}
+    shown = ", ".join(f"{title} {headline.shown}" for title, headline in headlines.items() if headline)
+    rich.print(f"{name}: {shown or 'nothing measured'}\nin {run_dir}" + ("/report.html" if shown else ""))
+
+
+def _silence_chatter() -> None:
+    """Drop what libraries say in every run although it is said already, is not about the run, or is meant so."""
+    # Lightning prints its own log lines, and hands them on to Hydra, which prints them and writes them to a file.
+    logging.getLogger("lightning").handlers.clear()
+    # An advertisement.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    # Between Lightning and torch; a user can do nothing about it.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # The frozen parts are in eval mode on purpose.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "try installing [litlogger]" not in record.getMessage()

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparkles.types import Image, Message
+from sparkles.types import Image, InputError, Message
 
 IMAGE_START, IMAGE_PLACEHOLDER, IMAGE_END = "<Img>", "<ImageHere>", "</Img>"
 IMAGE_TAG = f"{IMAGE_START}{IMAGE_PLACEHOLDER}{IMAGE_END}"
@@ -23,7 +23,7 @@ SYSTEM_MESSAGE = (
 _REFERENCE = re.compile(rf"IMAGE#(\w+){re.escape(IMAGE_TAG)}")
 
 
-class PromptFormatError(ValueError):
+class PromptFormatError(InputError):
     """A text does not follow the prompt format, or its tags do not match its images."""
 
 
@@ -124,19 +124,19 @@ class PromptFormat:
         ['a?', 'b.', 'c?']
         """
         check_tags(text, images, "prompt")
-        pattern = (
-            re.escape(self.user_prefix)
-            + "(.*?)"
-            + re.escape(self.user_suffix + self.assistant_prefix)
-            + f"(?:{re.escape(self.answer_prefix)}?(?:(.+?){re.escape(self.answer_suffix)}(?={re.escape(self.user_prefix)})|$))"
+        question_part = f"{re.escape(self.user_prefix)}(.*?){re.escape(self.user_suffix + self.assistant_prefix)}"
+        answered = f"(.+?){re.escape(self.answer_suffix)}(?={re.escape(self.user_prefix)})"
+        turn = re.compile(
+            f"{question_part}(?:{re.escape(self.answer_prefix)}?(?:{answered}|$))", re.DOTALL
         )
         messages: list[Message] = []
         position, remaining = 0, list(images)
         while position < len(text):
-            match = re.compile(pattern, re.DOTALL).match(text, position)
+            match = turn.match(text, position)
             if match is None:
                 raise PromptFormatError(
-                    f"not in the prompt format {self.name!r} at character {position}: got {text[position : position + 60]!r}, "
+                    f"not in the prompt format {self.name!r} at character {position}: "
+                    f"got {text[position : position + 60]!r}, "
                     f"expected {self.user_prefix!r} ... {self.assistant_prefix!r}"
                 )
             question, answer = match.groups()

@@ -19,6 +19,13 @@ IGNORE_INDEX = -100
 Role = Literal["user", "assistant"]
 
 
+class InputError(ValueError):
+    """A mistake in the user's files or settings.
+
+    The message says what, where, what was expected and what to do; commands end with it, without a traceback.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Image:
     """One picture of a dialogue: its id as the text spells it, and where its pixels are."""

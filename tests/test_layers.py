@@ -12,7 +12,7 @@ SHARED = BASE | {"journal", "llm_client"}
 MAY_IMPORT = {
     "types": set(),
     "prompt_format": {"types"},
-    "config": set(),
+    "config": {"types"},
     "journal": BASE,
     "llm_client": BASE | {"journal"},
     "models": SHARED,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sparkles.data.images import ImageError, ImageFolder
 from sparkles.prompt_format import MINIGPT4, PromptFormatError, check_tags
-from sparkles.types import Dialogue, Image, Message, Prompt, Sample
+from sparkles.types import Dialogue, Image, InputError, Message, Prompt, Sample
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -23,7 +23,7 @@ _MAX_SHOWN = 10
 """Problems of one file that are spelled out; the rest are counted."""
 
 
-class AnnotationError(ValueError):
+class AnnotationError(InputError):
     """A file, or records in it, that cannot be read; the message names the file and each record."""
 
 

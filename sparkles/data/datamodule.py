@@ -20,7 +20,7 @@ from sparkles.data.encoding import Encoded, Encoder, Tokenizer
 from sparkles.data.images import ImageTransform, load_image
 from sparkles.data.mixture import Draw, Mix, Mixture, MixtureSampler, SubsetSpec
 from sparkles.prompt_format import PromptFormat
-from sparkles.types import Image, Sample
+from sparkles.types import Image, InputError, Sample
 
 Batch = dict[str, torch.Tensor]
 
@@ -136,9 +136,9 @@ class SparklesDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if eval_transform.train:
-            raise ValueError("eval_transform is random (train=True); set data.eval_transform.train=false")
+            raise InputError("eval_transform is random (train=True); set data.eval_transform.train=false")
         if cache_images and train_transform.train:
-            raise ValueError(
+            raise InputError(
                 "cache_images=True would keep one random crop of each image for good; "
                 "set data.cache_images=false or data.train_transform.train=false"
             )
@@ -173,7 +173,7 @@ class SparklesDataModule(L.LightningDataModule):
         Raises:
             FileNotFoundError: lists every annotation file and image folder that is missing.
             AnnotationError: lists the records that are malformed or whose images are missing.
-            ValueError: the mixture is empty.
+            InputError: the mixture is empty.
         """
         train = self.subsets if stage == "fit" else {}
         _check_paths([*train.values(), *self.val_subsets.values()])
@@ -203,7 +203,7 @@ class SparklesDataModule(L.LightningDataModule):
         ]
         if not draws and trainer and trainer.state.fn == "validate":
             # Lightning would skip the hooks that run the benchmarks, without a word.
-            raise ValueError(
+            raise InputError(
                 "nothing to validate on: without data.val_subsets no benchmark would run; set them"
             )
         if not draws:
@@ -286,7 +286,7 @@ def _collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
 def _by_name(specs: Mapping[str, SubsetSpec]) -> dict[str, SubsetSpec]:
     by_name = {spec.name: spec for spec in specs.values()}
     if len(by_name) < len(specs):
-        raise ValueError(f"two subsets have the same name among {', '.join(s.name for s in specs.values())}")
+        raise InputError(f"two subsets have the same name among {', '.join(s.name for s in specs.values())}")
     return by_name
 
 

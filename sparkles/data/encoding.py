@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import rich.text
 
 from sparkles.prompt_format import IMAGE_PLACEHOLDER, PromptFormat, check_tags
-from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID, Image, Message, Prompt, Sample, images_of
+from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID, Image, InputError, Message, Prompt, Sample, images_of
 
 
 class Tokenizer(Protocol):
@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: list[int]) -> str: ...
 
 
-class EncodingError(ValueError):
+class EncodingError(InputError):
     """A dialogue that cannot be brought within the length limit, or a tokenizer that lacks a token."""
 
 

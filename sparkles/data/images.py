@@ -9,14 +9,14 @@ import PIL.Image
 import torch
 from torchvision import transforms
 
-from sparkles.types import Image
+from sparkles.types import Image, InputError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGE_PATTERNS = ("{image_id}.jpg", "{image_id}.png", "{image_id}.jpeg")
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """An image that is not where it should be or cannot be decoded."""
 
 
@@ -43,7 +43,9 @@ class ImageFolder:
             if path.is_file():
                 return path
         where = self.root if Path(self.root).is_dir() else f"{self.root}, which is no folder"
-        raise ImageError(f"image {image_id} not found in {where}; tried {', '.join(names)}")
+        raise ImageError(
+            f"image {image_id} not found in {where}; tried {', '.join(names)}: add the file or correct the folder"
+        )
 
 
 def load_image(image: Image) -> PIL.Image.Image:
@@ -58,7 +60,10 @@ def load_image(image: Image) -> PIL.Image.Image:
         with PIL.Image.open(image.path) as file:
             picture = file.convert("RGB")  # drops transparency, as the original does
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot read {image.path} (image {image.image_id}): {error}") from error
+        raise ImageError(
+            f"cannot read {image.path} (image {image.image_id}): {error}; expected a picture that Pillow opens: "
+            "replace the file, or leave out the records that show it"
+        ) from error
     if image.box is None:
         return picture
     left, upper, right, lower = image.box

@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from sparkles.data.images import IMAGE_PATTERNS, ImageFolder
+from sparkles.types import InputError
 
 Mix = Literal["per_sample", "per_batch"]
 
@@ -36,7 +37,10 @@ class SubsetSpec:
 
     def __post_init__(self) -> None:
         if self.ratio < 0:
-            raise ValueError(f"ratio of subset {self.name!r} must be >= 0, got {self.ratio}; 0 leaves it out")
+            raise InputError(
+                f"ratio of subset {self.name!r}: expected 0 (leaves it out) or more, got {self.ratio}; "
+                f"set data.subsets.{self.name}.ratio"
+            )
         # Configuration gives strings and lists.
         object.__setattr__(self, "annotations", Path(self.annotations))
         object.__setattr__(self, "images", Path(self.images))
@@ -86,15 +90,15 @@ class Mixture:
         seed: int = 0,
     ) -> None:
         if mix not in ("per_sample", "per_batch"):
-            raise ValueError(f"mix must be 'per_sample' or 'per_batch', got {mix!r}")
+            raise InputError(f"mix must be 'per_sample' or 'per_batch', got {mix!r}")
         if not any(ratios.values()):
-            raise ValueError(
+            raise InputError(
                 f"the mixture is empty: none of {', '.join(ratios) or 'no subsets'} has a ratio above 0; "
                 "set data.subsets.<name>.ratio"
             )
         empty = [name for name, size in sizes.items() if size == 0 and ratios[name] > 0]
         if empty:
-            raise ValueError(
+            raise InputError(
                 f"subsets without samples: {', '.join(empty)}; set their ratio to 0 or fill them"
             )
         self.sizes = dict(sizes)
@@ -163,7 +167,7 @@ class MixtureSampler(Sampler[list[Draw]]):
         world_size: int = 1,
     ) -> None:
         if mixture.batch_size % world_size:
-            raise ValueError(
+            raise InputError(
                 f"batch_size={mixture.batch_size} is not divisible by {world_size} processes; "
                 f"set data.batch_size to a multiple of {world_size}"
             )
@@ -190,12 +194,12 @@ class MixtureSampler(Sampler[list[Draw]]):
         """Continue a stream; it must be the same stream.
 
         Raises:
-            ValueError: the state comes from another mixture; names what differs.
+            InputError: the state comes from another mixture; names what differs.
         """
         ours, theirs = self.mixture.identity, state["mixture"]
         differing = [key for key in ours if ours[key] != theirs.get(key)]
         if differing:
-            raise ValueError(
+            raise InputError(
                 "cannot resume: the checkpoint was made with another mixture: "
                 + "; ".join(f"{key} was {theirs.get(key)}, now {ours[key]}" for key in differing)
                 + ". Restore these settings, or start a new run from the checkpoint's weights"

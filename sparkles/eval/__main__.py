@@ -1,13 +1,11 @@
 """Measure a model that exists: `python -m sparkles.eval checkpoint=... benchmark=[bison,nlvr2]`."""
 
-import hydra
 from omegaconf import DictConfig
 
-from sparkles.config import friendly_exit
+from sparkles.config import command
 
 
-@friendly_exit
-@hydra.main(version_base="1.3", config_path="../../conf", config_name="eval")
+@command("eval")
 def main(cfg: DictConfig) -> None:
     from sparkles.launch import launch  # not before --help is answered
 

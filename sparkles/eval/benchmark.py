@@ -17,7 +17,7 @@ from sparkles.data.images import ImageError
 from sparkles.eval.files import file_hash, read_rows
 from sparkles.eval.prompting import load_prompt
 from sparkles.prompt_format import PromptFormatError, check_tags
-from sparkles.types import Dialogue, Image, Judge, Message, Verdict
+from sparkles.types import Dialogue, Image, InputError, Judge, Message, Verdict
 
 Metrics = dict[str, float | str | None]
 """Flat names to values; None where nothing could be measured."""
@@ -25,7 +25,7 @@ Metrics = dict[str, float | str | None]
 T = TypeVar("T")
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(InputError):
     """A benchmark's settings do not fit its files or each other."""
 
 

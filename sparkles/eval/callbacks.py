@@ -9,14 +9,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from sparkles.eval.benchmark import Benchmark
 from sparkles.eval.responders import ModelResponder
-from sparkles.eval.run import evaluate
+from sparkles.eval.run import evaluate, read_all
 from sparkles.types import Judge
 
 
 class BenchmarkCallback(L.Callback):
     """Measures `pl_module.model`, with the encoder and the transform of the trainer's datamodule.
 
-    Runs in `trainer.validate` only, not in the validation during `fit`: fit first, then benchmarks.
+    Runs in `trainer.validate` only, not in the validation during `fit`: fit first, then benchmarks. But the files
+    are read before either, so that a mistake in them does not wait for the end of the training.
 
     Args:
         generation: keyword arguments of transformers' `generate`.
@@ -44,6 +45,9 @@ class BenchmarkCallback(L.Callback):
         self.blank_images = blank_images
         self.name = name
         self.progress = progress
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        read_all(self.benchmarks, self.judge)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.VALIDATING:

@@ -15,7 +15,7 @@ from torch import nn
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder
 from sparkles.data.images import ImageTransform, load_image
-from sparkles.types import Prompt, Response
+from sparkles.types import InputError, Prompt, Response
 
 
 class GeneratingModel(Protocol):
@@ -51,9 +51,9 @@ class ModelResponder:
         name: str = "SparklesChat",
     ) -> None:
         if "max_new_tokens" not in generation:
-            raise ValueError(f"generation={dict(generation)} sets no limit; add max_new_tokens")
+            raise InputError(f"generation={dict(generation)} sets no limit; add max_new_tokens")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         assert isinstance(model, nn.Module)
         self.model = model
         self.encoder = encoder

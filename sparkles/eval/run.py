@@ -40,20 +40,10 @@ def evaluate(
         save_every: items of one process between two writes.
 
     Raises:
-        BenchmarkError: two benchmarks have one name, a judge is missing, or item ids repeat.
+        InputError: see `read_all`.
     """
     run_dir = Path(run_dir)
-    names = [benchmark.name for benchmark in benchmarks]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise BenchmarkError(
-            f"two benchmarks are called {repeated.pop()!r}; give one of them another name=..."
-        )
-    for benchmark in benchmarks:
-        if benchmark.scorer.needs_judge and judge is None:
-            raise BenchmarkError(f"{benchmark.name} is rated by a judge, and there is none; set judge=...")
-    items = {
-        benchmark.name: _read_items(benchmark) for benchmark in benchmarks
-    }  # bad files show up before the work
+    items = read_all(benchmarks, judge)
     metrics: Metrics = {}
     with _progress(progress and _rank() == 0) as bar:
         for benchmark in benchmarks:
@@ -68,6 +58,24 @@ def evaluate(
     if _rank() == 0:
         render_report(run_dir)
     return metrics
+
+
+def read_all(benchmarks: Sequence[Benchmark], judge: Judge | None) -> dict[str, list[Item]]:
+    """The items of each benchmark, by its name: what is wrong with the files shows up here, before the work.
+
+    Raises:
+        BenchmarkError: two benchmarks have one name, a judge is missing, or item ids repeat.
+        AnnotationError: a file, a record or a picture is not as it should be.
+    """
+    names = [benchmark.name for benchmark in benchmarks]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise BenchmarkError(
+            f"two benchmarks are called {repeated.pop()!r}; give one of them another name=..."
+        )
+    for benchmark in benchmarks:
+        if benchmark.scorer.needs_judge and judge is None:
+            raise BenchmarkError(f"{benchmark.name} is rated by a judge, and there is none; set judge=...")
+    return {benchmark.name: _read_items(benchmark) for benchmark in benchmarks}
 
 
 def _named(benchmark: Benchmark, values: Mapping[str, T]) -> dict[str, T]:

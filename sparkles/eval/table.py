@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparkles.eval.benchmark import Metrics
+from sparkles.types import InputError
 
 BENCHMARK_TITLES = {"bison": "BISON", "nlvr2": "NLVR2", "nlvr": "NLVR", "sparkles_eval": "SparklesEval"}
 """Display names, in the order of the columns; other benchmarks follow under their own names."""
@@ -30,7 +31,7 @@ PAPER_NOTE = (
 INTERVAL_NOTE = "In brackets the 95 % interval; n is the number of items."
 
 
-class RunFolderError(ValueError):
+class RunFolderError(InputError):
     """A run folder or a file of published values cannot be used as it is."""
 
 

@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sparkles.types import InputError
+
 _SHOWN = 8
 """Problems spelled out in one error; a wrong vision encoder would otherwise list hundreds of keys."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A file of weights is missing, unreadable, or does not fit the model that is to use it."""
 
 

@@ -6,6 +6,8 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from sparkles.types import InputError
+
 CountedFrom = Literal["warmup_end", "start"]
 
 
@@ -49,12 +51,12 @@ def linear_warmup_cosine(
     """`warmup_cosine` once per optimizer step, with the optimizer's own rate as the peak.
 
     Raises:
-        ValueError: the warm-up takes all steps, or `counted_from` is unknown.
+        InputError: the warm-up takes all steps, or `counted_from` is unknown.
     """
     if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            f"expected 0 <= warmup_steps < total_steps, got warmup_steps={warmup_steps} and "
-            f"total_steps={total_steps}; shorten the warm-up or train longer"
+        raise InputError(
+            f"the learning rate warms up for {warmup_steps} of {total_steps} steps; expected fewer, from 0 up: "
+            "set model.scheduler.warmup_steps, or train longer with data.steps"
         )
     if counted_from not in ("warmup_end", "start"):
         raise ValueError(f"counted_from: expected 'warmup_end' or 'start', got {counted_from!r}")

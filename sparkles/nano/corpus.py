@@ -7,10 +7,9 @@ embeddings, summed, stand in the image slots. Whoever projects pictures to these
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, islice
 
 from sparkles.eval.prompting import load_prompt
-from sparkles.nano.dialogues import image_ids, make_dialogue
+from sparkles.nano.dialogues import Layout, image_ids, make_dialogue
 from sparkles.nano.language import (
     BISON_KINDS,
     NUMBERS,
@@ -72,10 +71,15 @@ def question(kind: str, rng: random.Random, split: Split) -> Conversation:
 def _dialogue(rng: random.Random, split: Split) -> Conversation:
     images_per_turn = (rng.choice((1, 2, 2, 3)), 2 if rng.random() < 0.2 else 1)
     # Data sets number their images through; a person who chats starts at one.
-    source = image_ids(rng) if rng.random() < 0.75 else map(str, count(1))
-    ids = list(islice(source, sum(images_per_turn)))
+    total = sum(images_per_turn)
+    numbered = rng.random() < 0.7
+    ids = (
+        image_ids(rng.randrange(1000, 10000), total)
+        if numbered
+        else [str(number + 1) for number in range(total)]
+    )
     shown = [(image_id, random_scene(rng, split)) for image_id in ids]
-    layout = "sentence" if rng.random() < 0.12 else "word"
+    layout: Layout = "sentence" if rng.random() < 0.12 else "word"
     dialogue = make_dialogue(shown, images_per_turn, rng, layout=layout)
     return Conversation(dialogue.messages, tuple(scene for _, scene in shown))
 
@@ -119,18 +123,32 @@ def _first_question(
 
 
 def _questions(rng: random.Random, split: Split) -> Conversation:
-    first = question(rng.choice((*BISON_KINDS, *BISON_KINDS, *STATEMENTS, "relation")), rng, split)
+    if rng.random() < 0.3:
+        first = _unlike_pair(rng, split)
+    else:
+        first = question(rng.choice((*BISON_KINDS, *BISON_KINDS, *STATEMENTS, "relation")), rng, split)
     turns = [(first.messages[0].content, first.messages[1].content)]
     left, right = first.scenes
     for _ in range(rng.choice((0, 1, 2, 2))):
         if rng.random() < 0.35:
-            asked = _another_caption((left, right), rng)
+            further = _another_caption((left, right), rng)
         else:
-            made = statement(rng.choice(list(STATEMENTS)), (left, right), rng)
-            asked = made and (rng.choice(_STATEMENT_QUESTIONS).format(made.text), made.reasoning)
-        if asked:
-            turns.append(asked)
+            further = _another_statement((left, right), rng)
+        if further:
+            turns.append(further)
     return Conversation(_turns(turns), first.scenes, first.kind)
+
+
+def _unlike_pair(rng: random.Random, split: Split) -> Conversation:
+    """BISON's question about two scenes that have nothing in common.
+
+    Of a BISON pair three attributes out of four are as asked, so a model could do well by repeating the question instead of
+    looking; here that fails.
+    """
+    while True:
+        scenes = (random_scene(rng, split), random_scene(rng, split))
+        if asked := _another_caption(scenes, rng, prompts=(load_prompt("bison").template.replace("$caption", "{}"),)):
+            return Conversation(_turns([asked]), scenes, "unlike")
 
 
 _STATEMENT_QUESTIONS = ("Is this statement true: '{}'?", "Is it true that {}?", "True or false: '{}'?")
@@ -141,17 +159,25 @@ _CAPTION_QUESTIONS = (
 )
 
 
-def _another_caption(scenes: tuple[Scene, Scene], rng: random.Random) -> tuple[str, str] | None:
-    """A further question which of the two scenes shows some object."""
+def _another_caption(
+    scenes: tuple[Scene, Scene], rng: random.Random, prompts: Sequence[str] = _CAPTION_QUESTIONS
+) -> tuple[str, str] | None:
+    """A question which of the two scenes shows some object."""
     label = rng.randrange(2)
     scene, other = scenes[label], scenes[1 - label]
-    place = rng.choice(list(scene.at))
+    place = rng.choice([place for place in scene.at if place in other.at] or list(scene.at))
     thing = scene.at[place]
     if other.at.get(place) == thing:
         return None
     lines = [check_thing(image_mention(i + 1), s, thing, place)[0] for i, s in enumerate(scenes)]
-    asked = rng.choice(_CAPTION_QUESTIONS).format(bison_caption(thing, place, rng))
+    asked = rng.choice(prompts).format(bison_caption(thing, place, rng))
     return asked, " ".join([*lines, therefore(image_mention(label + 1))])
+
+
+def _another_statement(scenes: tuple[Scene, Scene], rng: random.Random) -> tuple[str, str] | None:
+    """A further question whether some statement is true."""
+    made = statement(rng.choice(list(STATEMENTS)), scenes, rng)
+    return (rng.choice(_STATEMENT_QUESTIONS).format(made.text), made.reasoning) if made else None
 
 
 def _turns(turns: Sequence[tuple[str, str]]) -> tuple[Message, ...]:

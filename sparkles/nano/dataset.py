@@ -1,7 +1,7 @@
 """Writes the scenes world as data sets, in the files of the original: dialogues, training turns, benchmarks, images.
 
-    <root>/SparklesDialogueCC/     annotations of a biased captioner, whole world, images shared by dialogues
-    <root>/SparklesDialogueVG/     accurate annotations, a part of the world, each image used once
+    <root>/SparklesDialogueCC/     annotations of a biased captioner, whole world
+    <root>/SparklesDialogueVG/     accurate annotations, a part of the world
     <root>/descriptions/           one image, one request to describe it     (baseline "description data")
     <root>/reasoning/              one image, one question about it          (baseline "reasoning data")
     <root>/captions/               coarse alt text, the data of stage 1
@@ -18,33 +18,43 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from sparkles.data.annotations import split_by_images, write_dialogues, write_samples
 from sparkles.nano.corpus import CAPTION_REQUESTS
 from sparkles.nano.dialogues import image_ids, make_dialogue
-from sparkles.nano.language import BISON_KINDS, STATEMENTS, BiasedCaptioner, bison_item, coarse_caption, statement
-from sparkles.nano.world import NARROW_WORLD, WHOLE_WORLD, Scene, random_scene, render
-from sparkles.prompt_format import IMAGE_TAG
+from sparkles.nano.language import (
+    BISON_KINDS,
+    STATEMENTS,
+    BiasedCaptioner,
+    BisonItem,
+    Statement,
+    bison_item,
+    coarse_caption,
+    statement,
+)
+from sparkles.nano.world import NARROW_WORLD, WHOLE_WORLD, Scene, Split, Vocabulary, random_scene, render
+from sparkles.prompt_format import IMAGE_TAG, image_mention
 from sparkles.types import Dialogue, Image, Message, Prompt, Sample
 
+T = TypeVar("T")
+
 _MARKER = "scenes.json"
-_NEIGHBOURS = 30  # images in a row whose ids share no half; see `dialogues.image_ids`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """How much of everything to write."""
 
-    cc_images: int = 2000
     cc_dialogues: int = 1500
     vg_dialogues: int = 650
-    single_images: int = 800
+    single_images: int = 600
     """Each for descriptions, reasoning and captions."""
-    captions: int = 3000
+    captions: int = 2000
     validation_dialogues: int = 60
     benchmark_items: int = 600
 
@@ -56,12 +66,12 @@ def ensure(root: str | Path, *, seed: int = 0, sizes: Sizes | None = None) -> Pa
         FileExistsError: `root` holds something else.
     """
     root, sizes = Path(root), sizes or Sizes()
-    wanted = {"seed": seed, "sizes": asdict(sizes), "version": 2}
+    wanted = {"seed": seed, "sizes": asdict(sizes), "version": 3}
     marker = root / _MARKER
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
         return root
     if root.exists() and not marker.is_file() and any(root.iterdir()):
-        raise FileExistsError(f"{root} exists and was not written by the scenes world; choose another data.root")
+        raise FileExistsError(f"{root} was not written by the scenes world; choose another data.root")
     root.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
@@ -80,16 +90,17 @@ def ensure(root: str | Path, *, seed: int = 0, sizes: Sizes | None = None) -> Pa
 
 def write(root: Path, *, seed: int, sizes: Sizes) -> None:
     """Write all data sets under `root`, each from its own stream of random numbers."""
+    single, items = sizes.single_images, sizes.benchmark_items
     parts: dict[str, Callable[[Path, random.Random], None]] = {
-        "SparklesDialogueCC": lambda folder, rng: _write_cc(folder, rng, sizes),
+        "SparklesDialogueCC": lambda folder, rng: _write_cc(folder, rng, sizes.cc_dialogues),
         "SparklesDialogueVG": lambda folder, rng: _write_vg(folder, rng, sizes.vg_dialogues),
         "validation": lambda folder, rng: _write_vg(folder, rng, sizes.validation_dialogues),
-        "descriptions": lambda folder, rng: _write_single(folder, rng, sizes.single_images, ("describe",)),
-        "reasoning": lambda folder, rng: _write_single(folder, rng, sizes.single_images, ("find", "story")),
+        "descriptions": lambda folder, rng: _write_single(folder, rng, single, ("describe",)),
+        "reasoning": lambda folder, rng: _write_single(folder, rng, single, ("find", "story")),
         "captions": lambda folder, rng: _write_captions(folder, rng, sizes.captions),
-        "evaluation/BISON": lambda folder, rng: _write_bison(folder, rng, sizes.benchmark_items),
-        "evaluation/NLVR2": lambda folder, rng: _write_nlvr2(folder, rng, sizes.benchmark_items),
-        "evaluation/SparklesEval": lambda folder, rng: _write_sparkles_eval(folder, rng, sizes.benchmark_items),
+        "evaluation/BISON": lambda folder, rng: _write_bison(folder, rng, items),
+        "evaluation/NLVR2": lambda folder, rng: _write_nlvr2(folder, rng, items),
+        "evaluation/SparklesEval": lambda folder, rng: _write_sparkles_eval(folder, rng, items),
     }
     for name, write_part in parts.items():
         folder = root / name
@@ -101,42 +112,33 @@ def write(root: Path, *, seed: int, sizes: Sizes) -> None:
 # --- training data --------------------------------------------------------------------------------------------
 
 
-def _write_cc(folder: Path, rng: random.Random, sizes: Sizes) -> None:
+def _write_cc(folder: Path, rng: random.Random, count: int) -> None:
     captioner = BiasedCaptioner()
-    scenes = [random_scene(rng, "train", WHOLE_WORLD) for _ in range(sizes.cc_images)]
-    shown = []  # what the captioner says it sees
-    for image_id, scene in zip(image_ids(rng), scenes, strict=False):
-        _save(folder, image_id, scene)
-        shown.append((image_id, captioner.perceive(scene, rng)))
     dialogues = []
-    for index in range(sizes.cc_dialogues):
+    for index, number in enumerate(_dialogue_numbers(rng, count)):
         images_per_turn = (index % 3 + 1, 1)  # the paper: one, two or three images first, then one more
-        start = rng.randrange(max(1, len(shown) - _NEIGHBOURS))  # neighbours have ids that a dialogue can tell apart
-        chosen = rng.sample(shown[start : start + _NEIGHBOURS], sum(images_per_turn))
-        dialogues.append(make_dialogue(chosen, images_per_turn, rng))
-    _write_training_files(folder, "SparklesDialogueCC", dialogues)
+        shown = _draw(folder, number, sum(images_per_turn), rng, "train", WHOLE_WORLD)
+        perceived = [(image_id, captioner.perceive(scene, rng)) for image_id, scene in shown]
+        dialogues.append(make_dialogue(perceived, images_per_turn, rng))
+    _write_training_files(folder, dialogues)
 
 
 def _write_vg(folder: Path, rng: random.Random, count: int) -> None:
-    ids = image_ids(rng)
     dialogues = []
-    for index in range(count):
+    for index, number in enumerate(_dialogue_numbers(rng, count)):
         images_per_turn = (2 + index % 2, 1)
-        shown = [(next(ids), random_scene(rng, "train", NARROW_WORLD)) for _ in range(sum(images_per_turn))]
-        for image_id, scene in shown:
-            _save(folder, image_id, scene)
+        shown = _draw(folder, number, sum(images_per_turn), rng, "train", NARROW_WORLD)
         dialogues.append(make_dialogue(shown, images_per_turn, rng))
-    _write_training_files(folder, folder.name, dialogues)
+    _write_training_files(folder, dialogues)
 
 
 def _write_single(folder: Path, rng: random.Random, count: int, kinds: Sequence[str]) -> None:
     """One-turn dialogues about one image, accurately annotated as LLaVA's are."""
     dialogues = []
-    for image_id, _ in zip(image_ids(rng), range(count), strict=False):
-        scene = random_scene(rng, "train", WHOLE_WORLD)
-        _save(folder, image_id, scene)
-        dialogues.append(make_dialogue([(image_id, scene)], (1,), rng, kinds=kinds))
-    _write_training_files(folder, folder.name, dialogues)
+    for number in _dialogue_numbers(rng, count):
+        shown = _draw(folder, number, 1, rng, "train", WHOLE_WORLD)
+        dialogues.append(make_dialogue(shown, (1,), rng, kinds=kinds))
+    _write_training_files(folder, dialogues)
 
 
 def _write_captions(folder: Path, rng: random.Random, count: int) -> None:
@@ -154,9 +156,9 @@ def _write_captions(folder: Path, rng: random.Random, count: int) -> None:
     write_samples(folder / "annotations" / "captions.json", samples)
 
 
-def _write_training_files(folder: Path, name: str, dialogues: Sequence[Dialogue]) -> None:
+def _write_training_files(folder: Path, dialogues: Sequence[Dialogue]) -> None:
     """The dialogue file, and the original's training files by turn and number of images."""
-    annotations = folder / "annotations"
+    annotations, name = folder / "annotations", folder.name
     write_dialogues(annotations / f"{name}.json", dialogues)
     for turn in range(1, max(dialogue.num_turns for dialogue in dialogues) + 1):
         for num_images, samples in split_by_images(dialogues, turns=(turn,)).items():
@@ -170,11 +172,7 @@ def _write_bison(folder: Path, rng: random.Random, count: int) -> None:
     records = []
     for index in range(count):
         kind, label = BISON_KINDS[index // 2 % len(BISON_KINDS)], index % 2
-        item = _until(
-            lambda kind=kind, label=label: bison_item(
-                random_scene(rng, "eval"), kind, label, rng, ("IMAGE#1", "IMAGE#2")
-            )
-        )
+        item = _until(partial(_bison_item, kind, label, rng))
         ids = (2 * index + 1, 2 * index + 2)
         for image_id, scene in zip(ids, item.scenes, strict=True):
             _save(folder, image_id, scene)
@@ -190,12 +188,16 @@ def _write_bison(folder: Path, rng: random.Random, count: int) -> None:
     _write_json(folder / "annotations" / "sparkles_evaluation_bison_annotations.json", records)
 
 
+def _bison_item(kind: str, label: int, rng: random.Random) -> BisonItem | None:
+    return bison_item(random_scene(rng, "eval"), kind, label, rng, (image_mention(1), image_mention(2)))
+
+
 def _write_nlvr2(folder: Path, rng: random.Random, count: int) -> None:
     records = []
     kinds = list(STATEMENTS)
     for index in range(count):
         kind, truth = kinds[index // 2 % len(kinds)], index % 2 == 0
-        scenes, made = _until(lambda kind=kind, truth=truth: _statement_item(kind, truth, rng))
+        scenes, made = _until(partial(_statement_item, kind, truth, rng))
         for side, scene in enumerate(scenes):
             _save(folder, f"eval-{index + 1}-0-img{side}", scene)
         records.append(
@@ -210,21 +212,20 @@ def _write_nlvr2(folder: Path, rng: random.Random, count: int) -> None:
     _write_json(folder / "annotations" / "sparkles_evaluation_nlvr2_annotations.json", records)
 
 
-def _statement_item(kind: str, truth: bool, rng: random.Random) -> Any:
+def _statement_item(
+    kind: str, truth: bool, rng: random.Random
+) -> tuple[tuple[Scene, Scene], Statement] | None:
     scenes = (random_scene(rng, "eval"), random_scene(rng, "eval"))
     made = statement(kind, scenes, rng)
     return (scenes, made) if made and made.truth == truth else None
 
 
 def _write_sparkles_eval(folder: Path, rng: random.Random, count: int) -> None:
-    ids = image_ids(rng)
     dialogues = []
-    for index in range(count):
+    for index, number in enumerate(_dialogue_numbers(rng, count)):
         # The paper: two or three images and then one, but a third of the dialogues with two images in both turns.
         images_per_turn = ((2, 1), (3, 1), (2, 2))[index % 3]
-        shown = [(next(ids), random_scene(rng, "eval")) for _ in range(sum(images_per_turn))]
-        for image_id, scene in shown:
-            _save(folder, image_id, scene)
+        shown = _draw(folder, number, sum(images_per_turn), rng, "eval", WHOLE_WORLD)
         dialogues.append(make_dialogue(shown, images_per_turn, rng, dialogue_id=str(index + 1)))
     write_dialogues(folder / "annotations" / "sparkles_evaluation_sparkleseval_annotations.json", dialogues)
 
@@ -232,7 +233,22 @@ def _write_sparkles_eval(folder: Path, rng: random.Random, count: int) -> None:
 # --- files ----------------------------------------------------------------------------------------------------
 
 
-def _until(make: Callable[[], Any]) -> Any:
+def _dialogue_numbers(rng: random.Random, count: int) -> list[int]:
+    """Four digits each, none twice."""
+    return rng.sample(range(1000, 10000), count)
+
+
+def _draw(
+    folder: Path, number: int, count: int, rng: random.Random, split: Split, vocabulary: Vocabulary
+) -> list[tuple[str, Scene]]:
+    """Draw the pictures of one dialogue; their ids and scenes."""
+    shown = [(image_id, random_scene(rng, split, vocabulary)) for image_id in image_ids(number, count)]
+    for image_id, scene in shown:
+        _save(folder, image_id, scene)
+    return shown
+
+
+def _until(make: Callable[[], T | None]) -> T:
     """Call until something comes."""
     while (made := make()) is None:
         pass

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sparkles.nano.world import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene, Thing, random_thing
-from sparkles.prompt_format import image_mention, image_reference
+from sparkles.prompt_format import image_mention
 
 NUMBERS = (
     "zero",
@@ -132,11 +132,22 @@ class BiasedCaptioner:
 
 
 _CONFUSED_COLORS = {
-    "red": "orange", "orange": "red", "yellow": "orange", "green": "blue", "blue": "purple", "purple": "blue", "pink": "red",
-}  # fmt: skip
+    "red": "orange",
+    "orange": "red",
+    "yellow": "orange",
+    "green": "blue",
+    "blue": "purple",
+    "purple": "blue",
+    "pink": "red",
+}
 _CONFUSED_SHAPES = {
-    "circle": "ring", "ring": "circle", "square": "circle", "triangle": "star", "star": "triangle", "cross": "square",
-}  # fmt: skip
+    "circle": "ring",
+    "ring": "circle",
+    "square": "circle",
+    "triangle": "star",
+    "star": "triangle",
+    "cross": "square",
+}
 
 
 # --- one step of reasoning ------------------------------------------------------------------------------------
@@ -165,12 +176,26 @@ def find_word(image: str, scene: Scene, word: str) -> tuple[str, bool]:
     >>> find_word("IMAGE#1", _EXAMPLE, "blue")[0]
     'find blue in IMAGE#1: top-left red no, so no.'
     """
-    steps = [
+    found = bool(scene.places_with(word))
+    return f"find {word} in {image}: {', '.join(inspect_places(scene, word))}, so {yes_no(found)}.", found
+
+
+def locate_word(image: str, scene: Scene, word: str) -> tuple[str, str]:
+    """Look through a scene for a color or shape that it shows once, and say where it is.
+
+    >>> locate_word("IMAGE#1", _EXAMPLE, "red")[0]
+    'find red in IMAGE#1: top-left red yes, so at the top-left.'
+    """
+    (place,) = scene.places_with(word)
+    return f"find {word} in {image}: {', '.join(inspect_places(scene, word))}, so at the {place}.", place
+
+
+def inspect_places(scene: Scene, word: str) -> list[str]:
+    """What stands at each occupied place, and whether it is the color or shape that is looked for."""
+    return [
         f"{place} {_same_kind(thing, word)} {yes_no(word in thing.words)}"
         for place, thing in scene.at.items()
     ]
-    found = bool(scene.places_with(word))
-    return f"find {word} in {image}: {', '.join(steps)}, so {yes_no(found)}.", found
 
 
 def count_word(image: str, scene: Scene, word: str) -> tuple[str, int]:
@@ -450,7 +475,8 @@ _AXES = (("top", "bottom"), ("left", "middle", "right"))
 
 def _relation(scenes: tuple[Scene, Scene], rng: random.Random) -> tuple[str, list[str], bool] | None:
     subject = rng.randrange(2)
-    scene, here = scenes[subject], _side(subject, rng)
+    # "the left image" beside "left of" would read badly, so images go by their ids here.
+    scene, here = scenes[subject], image_mention(subject + 1)
     unique = [word for word in (*COLORS, *SHAPES) if len(scene.places_with(word)) == 1]
     pairs = [(a, b) for a in unique for b in unique if scene.places_with(a) != scene.places_with(b)]
     if not pairs:
@@ -468,8 +494,8 @@ def _relation(scenes: tuple[Scene, Scene], rng: random.Random) -> tuple[str, lis
             f"{here} shows the {noun(a)} {relation} the {noun(b)}",
         )
     )
-    line = f"in {image_mention(subject + 1)} {a} is at the {place_a} and {b} is at the {place_b}."
-    return text, [line, f"{part_a} is {relation} {part_b} {yes_no(truth)}."], truth
+    lines = [locate_word(image_mention(subject + 1), scene, word)[0] for word in (a, b)]
+    return text, [*lines, f"{part_a} is {relation} {part_b} {yes_no(truth)}."], truth
 
 
 def _shown_word(scenes: tuple[Scene, Scene], rng: random.Random, absent: float = 0.25) -> str:

@@ -10,24 +10,25 @@ Weights are rounded to half precision before stage 1, so what is measured is wha
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sparkles.config import CONFIG_DIR, friendly_exit
+from sparkles.config import CONFIG_DIR, command
 from sparkles.models.checkpoints import load_projection, save_projection
 from sparkles.models.language import load_language_model
 from sparkles.models.projector import Projector
@@ -59,16 +60,19 @@ class GateError(SystemExit):
     """The weights do not know enough to ship."""
 
 
-@friendly_exit
-@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="pretrain")
+@command("pretrain")
 def main(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.threads)
-    out, work = Path(cfg.out), Path(cfg.run_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    pretrain_language(cfg, out, work)
-    check_gate(cfg, out)
-    pretrain_vision(cfg, out, work)
-    align_stage1(out, work)
+    work = Path(cfg.run_dir)
+    made = work / "weights"
+    made.mkdir(parents=True, exist_ok=True)
+    pretrain_language(cfg, made, work)
+    check_gate(cfg, made)
+    pretrain_vision(cfg, made, work)
+    align_stage1(made, work)
+    # Only now, so that what ships is never a mixture of old and new parts.
+    shutil.copytree(made, cfg.out, dirs_exist_ok=True)
+    console.print(f"weights are in {cfg.out}")
 
 
 def pretrain_vision(cfg: DictConfig, out: Path, work: Path) -> None:
@@ -98,7 +102,8 @@ def pretrain_vision(cfg: DictConfig, out: Path, work: Path) -> None:
         checkpoint=work / "vision.pt",
     )
     for name, part in (("vision", vision), ("qformer", qformer)):
-        save_file({key: _half(value) for key, value in part.state_dict().items()}, out / f"{name}.safetensors")
+        halves = {key: _half(value) for key, value in part.state_dict().items()}
+        save_file(halves, out / f"{name}.safetensors")
 
 
 def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
@@ -108,28 +113,26 @@ def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
     tokenizer = build_tokenizer([SYSTEM_MESSAGE, *texts])
     model = build_language_model(len(tokenizer))
     weights = target_weights(tokenizer)
-    _train(
-        "language",
-        model,
-        build_optimizers(model, cfg.language.lr),
-        _conversations(cfg, tokenizer),
-        lambda batch: language_loss(model, batch, weights, jitter=cfg.language.jitter),
-        steps=cfg.language.steps,
-        constant_until=0.45,
-        checkpoint=work / "language.pt",
-    )
+    for number, part in enumerate(cfg.language.rounds, start=1):
+        stream = ConversationStream(
+            tokenizer,
+            tokens_per_batch=cfg.language.tokens_per_batch,
+            dialogues=part.dialogues,
+            seed=cfg.seed + number - 1,
+            num_batches=part.steps,
+        )
+        _train(
+            f"language, round {number}",
+            model,
+            build_optimizers(model, cfg.language.lr),
+            DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64),
+            lambda batch: language_loss(model, batch, weights, jitter=cfg.language.jitter),
+            steps=part.steps,
+            constant_until=0.45,
+            checkpoint=work / f"language{number}.pt",
+        )
     model.half().save_pretrained(out / "language")
     tokenizer.save_pretrained(out / "language")
-
-
-def _conversations(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Iterable[dict[str, torch.Tensor]]:
-    stream = ConversationStream(
-        tokenizer,
-        tokens_per_batch=cfg.language.tokens_per_batch,
-        seed=cfg.seed,
-        num_batches=cfg.language.steps,
-    )
-    return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64)
 
 
 def align_stage1(out: Path, work: Path) -> None:
@@ -160,7 +163,7 @@ def check_gate(cfg: DictConfig, out: Path) -> None:
     console.print(table)
     (out / "gate.json").write_text(json.dumps({"num": cfg.gate.num, "accuracy": dict(accuracies)}, indent=1))
     if failed := [kind for kind, accuracy in accuracies.items() if accuracy < cfg.gate.required]:
-        raise GateError(f"the weights do not pass the gate: {', '.join(failed)}; train longer (language.steps)")
+        raise GateError(f"the gate is not passed by {', '.join(failed)}; train longer (language.rounds)")
 
 
 def _train(
@@ -181,25 +184,27 @@ def _train(
         return min(1.0, (step + 1) / 100) * max(0.01, min(1.0, decay))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
-    stateful = [model, *optimizers, *schedules]
+    stateful: list[Any] = [model, *optimizers, *schedules]
     done = 0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         done = state["step"]
         for one, saved in zip(stateful, state["states"], strict=True):
             one.load_state_dict(saved)
-        torch.set_rng_state(state["rng"])
         console.print(f"{name}: continues at step {done} of {steps}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    remaining = islice(batches, done, None)
+    if done:  # only now, because a DataLoader's iterator draws its workers' seed when it is made
+        torch.set_rng_state(state["rng"])
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=steps, completed=done)
-        for step, batch in zip(range(done, steps), islice(batches, done, None), strict=False):
+        for step, batch in zip(range(done, steps), remaining, strict=False):
             loss = loss_of(batch)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for one in (*optimizers, *schedules):
+            for one in stateful[1:]:
                 one.step()
             progress.update(task, advance=1, description=f"{name} loss {loss.item():.3f}")
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:

@@ -3,11 +3,10 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from sparkles.nano.corpus import Conversation, random_conversation, slot_words
@@ -100,7 +99,8 @@ def encode_conversation(
 
 def word_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a slot's words, filled up with -1: int[MAX_WORDS_PER_SLOT]."""
-    ids = [tokenizer.convert_tokens_to_ids("▁" + word) for word in words]
+    ids = tokenizer.convert_tokens_to_ids(["▁" + word for word in words])
+    assert isinstance(ids, list)
     return ids + [-1] * (MAX_WORDS_PER_SLOT - len(ids))
 
 
@@ -108,27 +108,35 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
     """Endless batches of conversations of similar length, each about `tokens_per_batch` tokens with padding.
 
     Deterministic by seed; meant for one loader worker, which makes them while the model learns.
+
+    Args:
+        dialogues: share of two-turn dialogues; the rest are questions about pairs of images.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, tokens_per_batch: int, seed: int, num_batches: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tokens_per_batch: int,
+        dialogues: float,
+        seed: int,
+        num_batches: int,
     ) -> None:
-        self.tokenizer, self.tokens_per_batch, self.seed, self.num_batches = (
-            tokenizer,
-            tokens_per_batch,
-            seed,
-            num_batches,
-        )
+        self.tokenizer = tokenizer
+        self.tokens_per_batch = tokens_per_batch
+        self.dialogues = dialogues
+        self.seed = seed
+        self.num_batches = num_batches
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         rng = random.Random(self.seed)
         made = 0
         while made < self.num_batches:
-            # Dialogues are the rarer skill at first and the harder one later on.
-            share = 0.35 if made < self.num_batches * 0.1 else 0.6
             sequences = [
                 encode_conversation(
-                    random_conversation(rng, dialogues=share), self.tokenizer, system=rng.random() < 0.4
+                    random_conversation(rng, dialogues=self.dialogues),
+                    self.tokenizer,
+                    system=rng.random() < 0.4,
                 )
                 for _ in range(512)
             ]
@@ -161,7 +169,7 @@ def pad_text_batch(batch: Sequence[TextSequence], *, pad_token_id: int) -> dict[
 
 def embed_with_words(
     batch: dict[str, torch.Tensor],
-    embedding: torch.nn.Embedding,
+    embedding: torch.nn.Module,
     *,
     jitter: float = 0.0,
     generator: torch.Generator | None = None,

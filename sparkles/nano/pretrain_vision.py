@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
@@ -22,6 +22,7 @@ from sparkles.nano.world import (
     BACKGROUNDS,
     COLORS,
     COLUMNS,
+    IMAGE_SIZE,
     PLACES,
     ROWS,
     SHAPES,

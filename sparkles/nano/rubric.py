@@ -6,7 +6,8 @@ world are complete, each request's true answer can be derived from them and ever
 * C1, image understanding: how many of the claims about objects, places, counts and backgrounds hold. A claim about an
   object earns a share for each attribute that is right.
 * C2, coherence: whether what is said of each image fits that image better than the others of the dialogue, whether
-  conclusions across images (most, more, the same, shown by) are right, and whether the second answer contradicts the first.
+  conclusions across images (most, more, the same, shown by) are right, and whether the second answer contradicts the
+  first.
 * C3, relevance and completeness: how many of the facts that the request asks for are stated correctly.
 
 Each is a share v in [0, 1], rated 1 + 9 v.
@@ -16,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparkles.nano.dialogues import CONCLUSIONS, Claim, answer, claims, parse_request
-from sparkles.nano.language import COLORS, NUMBERS, parse_caption
-from sparkles.nano.world import Scene
+from sparkles.nano.language import NUMBERS, parse_caption
+from sparkles.nano.world import COLORS, Scene
 from sparkles.prompt_format import strip_tags
 from sparkles.types import Dialogue, Verdict
 
@@ -66,6 +67,8 @@ def _turns(dialogue: Dialogue) -> list[_Turn]:
         request = parse_request(strip_tags(user.content), list(scenes))
         if request is None:
             raise ValueError(f"not a request of the scenes world: {strip_tags(user.content)!r}")
+        if unknown := {*request.new, request.reference} - {"", *scenes}:
+            raise ValueError(f"the request names images that were not shown: {', '.join(sorted(unknown))}")
         wanted = tuple(claims(answer(request, scenes)))
         turns.append(_Turn(scenes, tuple(claims(assistant.content)), wanted, request.kind))
     return turns
@@ -140,8 +143,9 @@ def _fits_best(image_id: str, turn: _Turn) -> bool:
 
 def _contradictions(turn: _Turn, earlier: _Turn) -> list[Claim]:
     def key(claim: Claim) -> tuple[str, ...]:
-        subject = claim.value[0] if claim.kind in ("thing", "located") else ""
-        return claim.kind, claim.image_id, subject
+        if claim.kind in ("located", "absent"):  # both say where an object is
+            return "where", claim.image_id, claim.value[0]
+        return claim.kind, claim.image_id, claim.value[0] if claim.kind == "thing" else ""
 
     before = {key(claim): claim for claim in _facts(earlier.said)}
     return [claim for claim in _facts(turn.said) if before.get(key(claim), claim) != claim]

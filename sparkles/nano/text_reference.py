@@ -13,7 +13,7 @@ from sparkles.data.encoding import Encoded, Encoder
 from sparkles.eval.answers import parse_choice
 from sparkles.nano.corpus import question, slot_words
 from sparkles.nano.language import BISON_KINDS, STATEMENTS, caption, parse_caption
-from sparkles.nano.pretrain_language import SLOTS_PER_IMAGE, embed_with_words, word_ids
+from sparkles.nano.pretrain_language import MAX_WORDS_PER_SLOT, SLOTS_PER_IMAGE, embed_with_words, word_ids
 from sparkles.prompt_format import MINIGPT4, image_mention
 from sparkles.types import Image, Message, Prompt, Response
 
@@ -24,14 +24,22 @@ class TextReference:
     name = "text reference"
 
     def __init__(
-        self, language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 50, max_new_tokens: int = 220
+        self,
+        language: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 50,
+        max_new_tokens: int = 220,
     ) -> None:
         self.language = language.eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.encoder = Encoder(
-            tokenizer=tokenizer, prompt_format=MINIGPT4, num_query_tokens=SLOTS_PER_IMAGE, max_length=1024
+            tokenizer=tokenizer,  # type: ignore[arg-type]  # its `decode` takes batches too
+            prompt_format=MINIGPT4,
+            num_query_tokens=SLOTS_PER_IMAGE,
+            max_length=1024,
         )
 
     @torch.inference_mode()
@@ -52,8 +60,9 @@ class TextReference:
             side="left",
         )
         scenes = [parse_caption(image.caption) for one in encoded for image in one.images]
-        batch["slots"] = torch.tensor([word_ids(words, self.tokenizer) for s in scenes for words in slot_words(s)])
-        new_ids = self.language.generate(  # type: ignore[operator]
+        slots = [word_ids(words, self.tokenizer) for scene in scenes for words in slot_words(scene)]
+        batch["slots"] = torch.tensor(slots, dtype=torch.long).view(-1, MAX_WORDS_PER_SLOT)
+        new_ids = self.language.generate(
             inputs_embeds=embed_with_words(batch, self.language.get_input_embeddings()),
             attention_mask=batch["attention_mask"],
             max_new_tokens=self.max_new_tokens,
@@ -66,7 +75,8 @@ class TextReference:
         texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
         stop = MINIGPT4.end_of_answer
         return [
-            Response(text=text.partition(stop)[0].strip(), seconds=seconds, truncated=stop not in text) for text in texts
+            Response(text=text.partition(stop)[0].strip(), seconds=seconds, truncated=stop not in text)
+            for text in texts
         ]
 
 

@@ -4,7 +4,6 @@ A Unigram model with LLaMA's conventions (words carry the space before them as a
 bytes), so the encoder treats it exactly as the full-size tokenizer.
 """
 
-import random
 import re
 import string
 from collections.abc import Iterable
@@ -42,10 +41,10 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     letters = [*string.ascii_letters, *string.digits, *string.punctuation, "▁", "\n"]
     specials = [UNKNOWN, BOS, EOS, *(f"<0x{byte:02X}>" for byte in range(256))]
     # A Unigram tokenizer takes the split with the largest sum of scores, so whole words must beat their letters.
-    scored = {piece: 0.0 for piece in specials}
+    scored = dict.fromkeys(specials, 0.0)
     scored |= {piece: -20.0 for piece in letters if piece not in scored}
-    scored |= {piece: -8.0 for piece in (*words, *pairs)}
-    scored |= {piece: -4.0 for piece in _FORMAT_PIECES}
+    scored |= dict.fromkeys((*words, *pairs), -8.0)
+    scored |= dict.fromkeys(_FORMAT_PIECES, -4.0)
     model = models.Unigram(list(scored.items()), unk_id=0, byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -114,8 +114,10 @@ def random_scene(rng: random.Random, split: Split, vocabulary: Vocabulary = WHOL
 
 
 def render(scene: Scene) -> PILImage.Image:
-    """Draw the scene, RGB, `IMAGE_SIZE` pixels square. Positions are jittered by a digest of the scene, so the
-    same scene is always the same picture."""
+    """Draw the scene, RGB, `IMAGE_SIZE` pixels square.
+
+    Positions are jittered by a digest of the scene, so the same scene is always the same picture.
+    """
     scale = 2  # drawn larger and reduced, which smooths the edges
     side = IMAGE_SIZE * scale
     picture = PILImage.new("RGB", (side, side), (250, 250, 250))

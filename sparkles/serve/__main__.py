@@ -2,10 +2,9 @@
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from sparkles.config import friendly_exit
+from sparkles.config import command
 
 USAGE = """usage: python -m sparkles.serve tui [overrides]
 
@@ -14,8 +13,7 @@ USAGE = """usage: python -m sparkles.serve tui [overrides]
 `python -m sparkles.serve tui --help` prints the configuration."""
 
 
-@friendly_exit
-@hydra.main(version_base="1.3", config_path="../../conf", config_name="serve")
+@command("serve")
 def tui(cfg: DictConfig) -> None:
     # Not before --help is answered.
     from hydra.utils import instantiate

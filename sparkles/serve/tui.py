@@ -1,5 +1,6 @@
 """The terminal chat: pictures go between words as `@path`, the conversation goes on over turns."""
 
+import os.path
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ from sparkles.prompt_format import IMAGE_PLACEHOLDER, image_reference, strip_tag
 from sparkles.types import Image, Message, Prompt, Responder
 
 HELP = (
-    "Put pictures between words: [bold]Compare @cat.png with @dog.png.[/] Quote a path with spaces: @\"my cat.png\".\n"
+    'Put pictures between words: [bold]Compare @cat.png with @dog.png.[/] Quote a path with spaces: @"my cat.png".\n'
     "They become IMAGE#1, IMAGE#2, ... and can be named so later. /clear starts again, /quit or Ctrl-D leaves."
 )
 # A path ends where the sentence goes on: at white space, or at punctuation before white space or the end.
-_PICTURE = re.compile(r"@(?:\"([^\"]+)\"|(\S+?)(?=[,;:!?.)]*(?:\s|$)))")
+_PICTURE = re.compile(r"""@(?:"([^"]+)"|(\S+?)(?=[,;:!?.)\]'"]*(?:\s|$)))""")
 
 
 def parse_message(text: str, *, first_id: int) -> Message:
@@ -33,14 +34,21 @@ def parse_message(text: str, *, first_id: int) -> Message:
     images: list[Image] = []
 
     def place(match: re.Match[str]) -> str:
-        image = Image(image_id=first_id + len(images), path=Path(match[1] or match[2]).expanduser())
+        # Unlike the method of Path, this leaves the ~ of an unknown user alone.
+        name = os.path.expanduser(match[1] or match[2])  # noqa: PTH111
+        image = Image(image_id=first_id + len(images), path=Path(name))
         load_image(image)  # an unreadable file is said now, not when the model is asked
         images.append(image)
         return image_reference(image.image_id)
 
-    # A placeholder typed by hand would be taken for a picture that is not there.
-    content = _PICTURE.sub(place, text.replace(IMAGE_PLACEHOLDER, ""))
+    content = _PICTURE.sub(place, _without_placeholders(text))
     return Message(role="user", content=content, images=tuple(images))
+
+
+def _without_placeholders(text: str) -> str:
+    """A placeholder typed by hand, or by the model, would be taken for a picture that is not there."""
+    # A space in its place, so that what stood around it forms no new one.
+    return strip_tags(text).replace(IMAGE_PLACEHOLDER, " ")
 
 
 class Conversation:
@@ -58,7 +66,7 @@ class Conversation:
         """Answer and remember; a question that fails leaves the conversation as it was."""
         message = parse_message(text, first_id=self.next_image_id)
         (response,) = self.responder.respond([Prompt(messages=(*self.messages, message))])
-        answer = strip_tags(response.text).replace(IMAGE_PLACEHOLDER, "")
+        answer = _without_placeholders(response.text)
         self.messages = (*self.messages, message, Message(role="assistant", content=answer))
         return answer
 
@@ -85,7 +93,10 @@ def chat(
             conversation = Conversation(responder)
             console.print("[dim]A new conversation.[/]")
         elif text:
-            show_answer(conversation, text, console)
+            try:
+                show_answer(conversation, text, console)
+            except KeyboardInterrupt:  # stops the answer, not the chat
+                console.print("[dim]Stopped; the question is forgotten.[/]")
 
 
 def show_answer(conversation: Conversation, text: str, console: Console) -> bool:

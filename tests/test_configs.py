@@ -1,0 +1,101 @@
+"""Every file of conf/ composes, and every constructor it names would take what it says."""
+
+from collections.abc import Iterator
+
+import pytest
+import transformers
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+from tokenizers import Tokenizer, models
+
+from sparkles.config import CONFIG_DIR, register_resolvers, validate
+from sparkles.prompt_format import MINIGPT4, PromptFormat, image_reference
+from sparkles.types import Image, Message
+
+COMMANDS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
+NEEDED = {"benchmark=nlvr": ["benchmark.root=somewhere"]}
+"""What an option leaves for the user to say."""
+WHERE = {"data/subset": "data/subset@data.subsets"}
+"""How an option of a group is chosen that stands under another name in the config."""
+
+
+def options() -> Iterator[str]:
+    """Each file of each group, as its override: `experiment=minigpt4`."""
+    for path in sorted(CONFIG_DIR.rglob("*/*.yaml")):
+        group = path.parent.relative_to(CONFIG_DIR).as_posix()
+        if not group.startswith("hydra/"):
+            yield f"{WHERE.get(group, group)}={path.stem}"
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    register_resolvers()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        yield
+
+
+def composed(command: str, *overrides: str, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
+    """The config as the command's function gets it: without its `hydra` node, which `${hydra:...}` still reads."""
+    cfg = compose(command, [*overrides, "hydra.runtime.output_dir=runs/x"], return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg.copy())
+    with open_dict(cfg):
+        del cfg.hydra
+    return cfg
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_config_of_each_command_fits_the_code(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate(composed(command, monkeypatch=monkeypatch))
+
+
+@pytest.mark.parametrize("option", list(options()))
+def test_each_option_fits_the_code(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate(composed("train", option, *NEEDED.get(option, []), monkeypatch=monkeypatch))
+
+
+def test_options_are_found() -> None:
+    assert {"experiment=minigpt4", "benchmark=nlvr", "data/subset@data.subsets=vg_turn1"} <= set(options())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_starts_with_its_own_examples(command: str) -> None:
+    help_ = compose(command, return_hydra_config=True).hydra.help
+    assert f"  {help_.app_name} " in help_.header.replace("\n", " \n")
+
+
+def prompt_format(option: str) -> PromptFormat:
+    loaded = instantiate(compose("train", [f"prompt_format={option}"]).prompt_format)
+    assert isinstance(loaded, PromptFormat)
+    return loaded
+
+
+def test_the_minigpt4_option_is_the_format_of_the_code() -> None:
+    assert prompt_format("minigpt4") == MINIGPT4
+
+
+def test_the_chatml_option_renders_as_a_chatml_template() -> None:
+    chatml = prompt_format("chatml")
+    question = Message(role="user", content=f"What is {image_reference(7)}?", images=(Image(image_id=7),))
+    messages = [question, Message(role="assistant", content="A cat."), Message(role="user", content="Sure?")]
+
+    spoken = [Message(role="system", content=chatml.system_message), *messages]  # type: ignore[arg-type]
+    assert chatml.render_prompt(messages, system=True) == render_chatml(spoken, open_end=True)
+
+    answered = [*messages, Message(role="assistant", content="Yes.")]
+    ours = chatml.render_prompt(messages, system=False) + chatml.render_answer("Yes.")
+    assert ours == render_chatml(answered, open_end=False).removesuffix("\n")
+
+
+def render_chatml(messages: list[Message], *, open_end: bool) -> str:
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.chat_template = (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    conversation = [{"role": message.role, "content": message.content} for message in messages]
+    text = tokenizer.apply_chat_template(conversation, add_generation_prompt=open_end, tokenize=False)
+    assert isinstance(text, str)
+    return text
