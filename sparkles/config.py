@@ -45,24 +45,41 @@ def validate(cfg: DictConfig) -> None:
     try:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the config cannot be resolved: {error}") from error
-    problems = list(_problems("", tree))
+        # Most often some `${...}` leads to a `???`, which OmegaConf tells in terms of the former.
+        written = OmegaConf.to_container(cfg, resolve=False)
+        missing = "\n  ".join(_no_value(path) for path, node in _nodes(written) if node == "???")
+        raise ConfigError(missing or f"the config cannot be resolved: {error}") from error
+    problems = list(_problems(tree))
     if problems:
         raise ConfigError("\n  ".join(["the config does not match the code:", *problems]))
 
 
-def _problems(path: str, node: object) -> Iterator[str]:
-    """The problems of a node and of everything below it."""
-    if node == "???":
-        yield f"{path}: no value yet; set {path}=..."
-    elif isinstance(node, dict):
-        if "_target_" in node:
+def _problems(tree: object) -> Iterator[str]:
+    """What is wrong at each node of a resolved config."""
+    for path, node in _nodes(tree):
+        if node == "???":
+            yield _no_value(path)
+        elif isinstance(node, dict) and "_target_" in node:
             yield from _call_problems(path, node)
+
+
+def _no_value(path: str) -> str:
+    return f"{path}: no value yet; set {path}=..."
+
+
+def _nodes(node: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """A node and everything below it, each with its path.
+
+    >>> [path for path, _ in _nodes({"data": {"batch_size": 8, "sizes": [1]}})]
+    ['', 'data', 'data.batch_size', 'data.sizes', 'data.sizes[0]']
+    """
+    yield path, node
+    if isinstance(node, dict):
         for key, child in node.items():
-            yield from _problems(f"{path}.{key}".lstrip("."), child)
+            yield from _nodes(child, f"{path}.{key}".lstrip("."))
     elif isinstance(node, list):
         for index, child in enumerate(node):
-            yield from _problems(f"{path}[{index}]", child)
+            yield from _nodes(child, f"{path}[{index}]")
 
 
 def _call_problems(path: str, node: dict[str, Any]) -> Iterator[str]:
@@ -224,24 +241,12 @@ def explain(error: BaseException | None, config_dir: Path = CONFIG_DIR) -> str:
     if not isinstance(cause, ConfigAttributeError | ConfigKeyError) or cause.full_key is None:
         return ""
     root = cause.parent_node._get_root() if cause.parent_node is not None else OmegaConf.create()
-    keys = [key for key in _dotted_keys(OmegaConf.to_container(root)) if not key.startswith("hydra.")]
+    keys = [path for path, _ in _nodes(OmegaConf.to_container(root)) if not path.startswith("hydra.")]
     groups = [path.relative_to(config_dir).as_posix() for path in config_dir.rglob("*") if path.is_dir()]
     return (
         f"unknown override {cause.full_key!r}: the config has no such key and conf/ no such group"
         f"{_did_you_mean(_close_keys(cause.full_key, [*keys, *groups]))} `--cfg job` prints every key."
     )
-
-
-def _dotted_keys(node: object, prefix: str = "") -> Iterator[str]:
-    """Every key below `node`, inner nodes included.
-
-    >>> list(_dotted_keys({"data": {"batch_size": 8}, "seed": 1}))
-    ['data', 'data.batch_size', 'seed']
-    """
-    if isinstance(node, dict):
-        for key, child in node.items():
-            yield f"{prefix}{key}"
-            yield from _dotted_keys(child, f"{prefix}{key}.")
 
 
 def _close_keys(key: str, known: Collection[str]) -> list[str]:

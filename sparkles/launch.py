@@ -100,6 +100,8 @@ def _silence_chatter() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     # Between Lightning and torch; a user can do nothing about it.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # It was meant to be: a run goes on there, or RunRecord is about to set the old one aside.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     # The frozen parts are in eval mode on purpose.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
 

@@ -124,11 +124,11 @@ class PromptFormat:
         ['a?', 'b.', 'c?']
         """
         check_tags(text, images, "prompt")
-        question_part = f"{re.escape(self.user_prefix)}(.*?){re.escape(self.user_suffix + self.assistant_prefix)}"
-        answered = f"(.+?){re.escape(self.answer_suffix)}(?={re.escape(self.user_prefix)})"
-        turn = re.compile(
-            f"{question_part}(?:{re.escape(self.answer_prefix)}?(?:{answered}|$))", re.DOTALL
+        question_part = (
+            f"{re.escape(self.user_prefix)}(.*?){re.escape(self.user_suffix + self.assistant_prefix)}"
         )
+        answered = f"(.+?){re.escape(self.answer_suffix)}(?={re.escape(self.user_prefix)})"
+        turn = re.compile(f"{question_part}(?:{re.escape(self.answer_prefix)}?(?:{answered}|$))", re.DOTALL)
         messages: list[Message] = []
         position, remaining = 0, list(images)
         while position < len(text):

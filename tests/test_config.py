@@ -1,7 +1,5 @@
 """A wrong config is refused before anything is built, with every mistake named."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +8,12 @@ from typing import Any, Literal
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
+from sparkles import config
 from sparkles.config import ConfigError, explain, validate
+from sparkles.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,12 @@ def test_a_target_that_cannot_be_imported_is_named() -> None:
         validate(cfg)
 
 
+def test_an_interpolation_without_a_value_names_the_key_to_set() -> None:
+    cfg = OmegaConf.create({"model": {"root": "${root}"}, "root": "???"})
+    with pytest.raises(ConfigError, match=r"^root: no value yet; set root=\.\.\.$"):
+        validate(cfg)
+
+
 def test_a_broken_interpolation_is_named() -> None:
     cfg = OmegaConf.create({"model": {"width": "${data.width}"}})
     with pytest.raises(
@@ -176,41 +183,91 @@ def test_other_errors_are_left_alone(error: BaseException | None) -> None:
     assert explain(error) == ""
 
 
+@pytest.fixture
+def run_command(
+    config_dir: Path,
+    run_main: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Runs a command that has to fail; what the terminal shows of that."""
+
+    def run(task: Callable[[DictConfig], None], *overrides: str) -> str:
+        monkeypatch.setattr(config, "CONFIG_DIR", config_dir)
+        with pytest.raises(SystemExit) as exit_:
+            run_main(config.command("train")(task), f"hydra.run.dir={config_dir}/run", *overrides)
+        assert exit_.value.code not in (0, None)
+        return f"{capsys.readouterr().err}{exit_.value.code}"
+
+    return run
+
+
+def seed_everything(seed: int) -> None: ...
+
+
+def check_seed(cfg: DictConfig) -> None:
+    validate(OmegaConf.create({"_target_": f"{__name__}.seed_everything", "seed": cfg.seed}))
+
+
+def raise_error(error: BaseException) -> Callable[[DictConfig], None]:
+    def task(cfg: DictConfig) -> None:
+        raise error
+
+    return task
+
+
+class Picky:
+    def __init__(self, error: str) -> None:
+        raise {"mistake": InputError("three feet; expected two"), "bug": KeyError("feet")}[error]
+
+
 @pytest.mark.parametrize(
-    ("override", "expected"),
-    [("seeed=3", "did you mean seed?"), ("seed=x", "seed: expected int, got 'x'"), ("seed=9", "stopped;")],
+    ("task", "override", "expected"),
+    [
+        (check_seed, "seeed=3", "did you mean seed?"),
+        (check_seed, "seed=x", "seed: expected int, got 'x'"),
+        (raise_error(InputError("two left feet")), "seed=1", "two left feet"),
+        (raise_error(FileNotFoundError(2, "No such file", "a.json")), "seed=1", "No such file: 'a.json'"),
+        (raise_error(KeyboardInterrupt()), "seed=1", "stopped; what was finished"),
+    ],
 )
-def test_the_command_ends_with_a_message_and_no_traceback(
-    config_dir: Path, override: str, expected: str
+def test_a_mistake_ends_a_command_with_a_message(
+    run_command: Callable[..., str], task: Callable[[DictConfig], None], override: str, expected: str
 ) -> None:
-    program = config_dir / "train.py"
-    write(program, PROGRAM)
-    root = Path(__file__).resolve().parents[1]
-    result = subprocess.run(
-        [sys.executable, program, override, f"hydra.run.dir={config_dir}/run"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": str(root)},
+    shown = run_command(task, override)
+    assert expected in shown
+    assert "Traceback" not in shown
+
+
+def test_a_bug_ends_a_command_with_a_traceback(run_command: Callable[..., str]) -> None:
+    shown = run_command(raise_error(ValueError("two left feet")))
+    assert "Traceback" in shown
+    assert "ValueError: two left feet" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "shown", "hidden"),
+    [
+        ("mistake", "three feet; expected two", "Traceback"),
+        ("bug", "KeyError: 'feet'", "InstantiationException"),
+    ],
+)
+def test_what_instantiate_wraps_is_told_as_it_was_raised(
+    run_command: Callable[..., str], error: str, shown: str, hidden: str
+) -> None:
+    def task(cfg: DictConfig) -> None:
+        instantiate({"_target_": f"{__name__}.Picky", "error": error})
+
+    told = run_command(task)
+    assert shown in told
+    assert hidden not in told
+
+
+def test_a_traceback_from_a_worker_is_cut_to_the_message(run_command: Callable[..., str]) -> None:
+    error = InputError(
+        f"Caught InputError. Traceback:\n  File x\n{InputError.__module__}.InputError: no such file"
     )
-    assert result.returncode == 1
-    assert expected in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-PROGRAM = """
-import hydra
-from omegaconf import OmegaConf
-from sparkles.config import friendly_exit, validate
-
-def seed_everything(seed: int): ...
-
-@friendly_exit
-@hydra.main(version_base="1.3", config_path=".", config_name="train")
-def main(cfg):
-    validate(OmegaConf.create({"_target_": "__main__.seed_everything", "seed": cfg.seed}))
-    raise KeyboardInterrupt
-
-if __name__ == "__main__":
-    main()
-"""
+    error.add_note("in sample 3")
+    shown = run_command(raise_error(error))
+    assert "no such file\nin sample 3" in shown
+    assert "File x" not in shown

@@ -214,7 +214,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
         with pytest.raises(SystemExit):
             run_main(train.main, f"run_dir={tmp_path}", *resumable)
     assert "RuntimeError: power cut" in capsys.readouterr().err
-    assert any(not torch.equal(projection(tmp_path)[name], projection(trained)[name]) for name in projection(trained))
+    assert any(
+        not torch.equal(projection(tmp_path)[name], projection(trained)[name]) for name in projection(trained)
+    )
 
     run_main(train.main, f"run_dir={tmp_path}", f"resume_from={tmp_path}/checkpoints/last.ckpt", *resumable)
     torch.testing.assert_close(projection(tmp_path), projection(trained), rtol=0, atol=0)
@@ -223,12 +225,12 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
 def test_the_last_checkpoint_is_of_the_last_step(trained: Path, demo: tuple[Path, str]) -> None:
     config = OmegaConf.load(trained / "config.yaml")
     assert config.data.steps % config.callbacks.checkpoint.every_n_train_steps != 0
-    assert torch.load(trained / "checkpoints/last.ckpt", weights_only=True)["global_step"] == config.data.steps
+    assert (
+        torch.load(trained / "checkpoints/last.ckpt", weights_only=True)["global_step"] == config.data.steps
+    )
 
 
-def test_an_mlp_is_a_matter_of_configuration(
-    overrides: list[str], run_main: RunMain, tmp_path: Path
-) -> None:
+def test_an_mlp_is_a_matter_of_configuration(overrides: list[str], run_main: RunMain, tmp_path: Path) -> None:
     mlp = ["checkpoint=null", "model.model.projector.hidden_features=[32]"]
     run_main(train.main, f"run_dir={tmp_path}", *mlp, *overrides, "benchmark=[bison]")
     shapes = {name: tuple(tensor.shape) for name, tensor in projection(tmp_path).items()}
@@ -255,7 +257,9 @@ def test_two_processes_measure_the_same_as_one(trained: Path, overrides: list[st
 
 
 def test_help_is_answered_before_torch_is_loaded() -> None:
-    program = "import sys, train; sys.argv = ['train.py', '--help']; train.main(); sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys, train; sys.argv = ['train.py', '--help']; train.main(); sys.exit('torch' in sys.modules)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(train.__file__).parent,

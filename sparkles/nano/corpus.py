@@ -142,12 +142,13 @@ def _questions(rng: random.Random, split: Split) -> Conversation:
 def _unlike_pair(rng: random.Random, split: Split) -> Conversation:
     """BISON's question about two scenes that have nothing in common.
 
-    Of a BISON pair three attributes out of four are as asked, so a model could do well by repeating the question instead of
-    looking; here that fails.
+    Of a BISON pair three attributes out of four are as asked, so a model could do well by repeating the question
+    instead of looking; here that fails.
     """
+    prompt = load_prompt("bison").template.replace("$caption", "{}")
     while True:
         scenes = (random_scene(rng, split), random_scene(rng, split))
-        if asked := _another_caption(scenes, rng, prompts=(load_prompt("bison").template.replace("$caption", "{}"),)):
+        if asked := _another_caption(scenes, rng, prompts=(prompt,)):
             return Conversation(_turns([asked]), scenes, "unlike")
 
 

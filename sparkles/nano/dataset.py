@@ -66,7 +66,7 @@ def ensure(root: str | Path, *, seed: int = 0, sizes: Sizes | None = None) -> Pa
         FileExistsError: `root` holds something else.
     """
     root, sizes = Path(root), sizes or Sizes()
-    wanted = {"seed": seed, "sizes": asdict(sizes), "version": 3}
+    wanted = {"seed": seed, "sizes": asdict(sizes), "version": 4}
     marker = root / _MARKER
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
         return root

@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from sparkles.nano.language import NUMBERS, ORDINALS, article, caption, inspect_places, listing, noun, objects, yes_no
+from sparkles.nano.language import (
+    NUMBERS,
+    ORDINALS,
+    article,
+    caption,
+    inspect_places,
+    listing,
+    noun,
+    objects,
+    yes_no,
+)
 from sparkles.nano.world import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene
 from sparkles.prompt_format import image_mention, image_reference
 from sparkles.types import Dialogue, Image, Message

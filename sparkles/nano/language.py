@@ -104,11 +104,11 @@ class BiasedCaptioner:
     backgrounds for plain; it rarely errs on colors and shapes. Chances are per object or per scene.
     """
 
-    small_to_big: float = 0.35
-    overlooks: float = 0.12
-    hallucinates: float = 0.2
-    background_to_plain: float = 0.35
-    misnames: float = 0.08
+    small_to_big: float = 0.2
+    overlooks: float = 0.05
+    hallucinates: float = 0.1
+    background_to_plain: float = 0.25
+    misnames: float = 0.05
 
     def perceive(self, scene: Scene, rng: random.Random) -> Scene:
         seen = scene

@@ -26,7 +26,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from sparkles.config import CONFIG_DIR, command
 from sparkles.models.checkpoints import load_projection, save_projection

@@ -15,7 +15,7 @@ from sparkles.nano.corpus import question, slot_words
 from sparkles.nano.language import BISON_KINDS, STATEMENTS, caption, parse_caption
 from sparkles.nano.pretrain_language import MAX_WORDS_PER_SLOT, SLOTS_PER_IMAGE, embed_with_words, word_ids
 from sparkles.prompt_format import MINIGPT4, image_mention
-from sparkles.types import Image, Message, Prompt, Response
+from sparkles.types import Image, Message, Prompt, Responder, Response
 
 
 class TextReference:
@@ -80,7 +80,7 @@ class TextReference:
         ]
 
 
-def accuracy_by_kind(reference: TextReference, *, num: int, seed: int = 0) -> Mapping[str, float]:
+def accuracy_by_kind(responder: Responder, *, num: int, seed: int = 0) -> Mapping[str, float]:
     """Share of right answers on `num` unseen questions of every BISON kind and statement type, in percent."""
     accuracies = {}
     for kind in track([*BISON_KINDS, *STATEMENTS], description="text reference"):
@@ -98,7 +98,7 @@ def accuracy_by_kind(reference: TextReference, *, num: int, seed: int = 0) -> Ma
         options = [image_mention(1), image_mention(2)] if kind in BISON_KINDS else ["TRUE", "FALSE"]
         right = [
             parse_choice(response.text, options) == parse_choice(label, options)
-            for response, label in zip(reference.respond(prompts), labels, strict=True)
+            for response, label in zip(responder.respond(prompts), labels, strict=True)
         ]
         accuracies[kind] = 100 * sum(right) / num
     return accuracies

@@ -137,7 +137,7 @@ def test_an_empty_or_unknown_mixture_is_refused(changes: dict[str, Any], message
 
 
 def test_a_negative_ratio_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="ratio of subset 'vg_turn2': expected 0 .* or more, got -1"):
+    with pytest.raises(ValueError, match=r"subset 'vg_turn2': expected 0 .* or more, got -1"):
         SubsetSpec(name="vg_turn2", annotations=Path("a.json"), images=Path("images"), ratio=-1)
 
 

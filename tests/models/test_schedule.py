@@ -63,7 +63,7 @@ def test_rate_stays_at_the_floor_after_the_last_step() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"warmup_steps": 2000}, "got warmup_steps=2000 and total_steps=2000"),
+        ({"warmup_steps": 2000}, "warms up for 2000 of 2000 steps"),
         ({"counted_from": "end"}, "expected 'warmup_end' or 'start', got 'end'"),
     ],
 )

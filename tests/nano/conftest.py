@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparkles.nano import dataset
 from sparkles.nano.corpus import random_conversation
+from sparkles.nano.language import NUMBERS
 from sparkles.nano.tokenizer import build_tokenizer
 from sparkles.nano.world import COLORS, PLACES, SHAPES, SIZES, Scene, Thing
 from sparkles.prompt_format import SYSTEM_MESSAGE
@@ -49,7 +50,11 @@ def two_scenes() -> dict[str, Scene]:
         ),
         "9": Scene(
             "dotted",
-            (Thing("small", "green", "cross"), Thing("big", "pink", "circle"), Thing("big", "yellow", "square"))
+            (
+                Thing("small", "green", "cross"),
+                Thing("big", "pink", "circle"),
+                Thing("big", "yellow", "square"),
+            )
             + (None,) * 3,
         ),
     }
@@ -57,7 +62,7 @@ def two_scenes() -> dict[str, Scene]:
 
 # --- the oracle -----------------------------------------------------------------------------------------------
 
-_NUMBERS = dict(zip("zero one two three four five six seven eight nine ten eleven twelve".split(), range(13)))
+_NUMBERS = {word: number for number, word in enumerate(NUMBERS)}
 _FIELDS = {
     "a": r"the left image|the right image|IMAGE#1|IMAGE#2",
     "b": r"the left image|the right image|IMAGE#1|IMAGE#2",
@@ -148,7 +153,7 @@ def _holds(kind: str, said: dict[str, str], scenes: tuple[Scene, Scene]) -> bool
         return sum(said["word"] in (thing.color, thing.shape) for thing in drawn[image])
 
     def position(word: str) -> tuple[int, int]:
-        (index,) = [i for i, t in enumerate(scenes[here].things) if t and word in (t.color, t.shape)]
+        (index,) = (i for i, t in enumerate(scenes[here].things) if t and word in (t.color, t.shape))
         return divmod(index, 3)
 
     if kind == "more":
@@ -167,8 +172,8 @@ def _holds(kind: str, said: dict[str, str], scenes: tuple[Scene, Scene]) -> bool
         wanted = Thing(said["size"], said["color"], said["shape"])
         return scenes[here].things[PLACES.index(said["place"])] == wanted
     if kind == "same_at":
-        first, second = (scene.things[PLACES.index(said["place"])] for scene in scenes)
-        return getattr(first, said["attribute"]) == getattr(second, said["attribute"])
+        compared = [getattr(scene.things[PLACES.index(said["place"])], said["attribute"]) for scene in scenes]
+        return compared[0] == compared[1]
     if kind == "count_of":
         return shown(here) == number
     (row, column), (other_row, other_column) = position(said["word"]), position(said["other"])

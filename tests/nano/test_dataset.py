@@ -59,7 +59,9 @@ def test_the_size_of_one_part_does_not_change_another(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in changed} == {"SparklesDialogueCC", "scenes.json"}
 
 
-def test_training_and_evaluation_show_different_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_and_evaluation_show_different_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: dict[str, set[Scene]] = defaultdict(set)
 
     def remember(folder: Path, image_id: str | int, scene: Scene) -> None:
@@ -88,12 +90,16 @@ def test_training_files_are_read_and_hold_the_turns_of_the_dialogues(world_on_di
         assert {len(sample.images) for sample in samples} == {int(images)}
         assert {len(sample.prompt.messages) for sample in samples} == {2 * int(turn) - 1}
     turns = [sample for dialogue in dialogues for sample in samples_of(dialogue)]
-    assert Counter(s.answer for samples in by_file.values() for s in samples) == Counter(t.answer for t in turns)
+    assert Counter(s.answer for samples in by_file.values() for s in samples) == Counter(
+        t.answer for t in turns
+    )
 
 
 def test_dialogues_show_as_many_images_as_in_the_paper(world_on_disk: Path) -> None:
     shown = {
-        name: Counter(tuple(len(m.images) for m in d.messages[::2]) for d in dialogues_of(world_on_disk, name))
+        name: Counter(
+            tuple(len(m.images) for m in d.messages[::2]) for d in dialogues_of(world_on_disk, name)
+        )
         for name in TRAINING
     }
     assert shown["SparklesDialogueCC"] == {(1, 1): 20, (2, 1): 20, (3, 1): 20}
@@ -161,7 +167,9 @@ def test_nlvr2_statements_are_labelled_with_their_truth(
     oracle: Callable[[str, tuple[Scene, Scene]], tuple[str, str, bool]],
 ) -> None:
     drawn: dict[str, Scene] = {}
-    monkeypatch.setattr(dataset, "_save", lambda folder, image_id, scene: drawn.update({str(image_id): scene}))
+    monkeypatch.setattr(
+        dataset, "_save", lambda folder, image_id, scene: drawn.update({str(image_id): scene})
+    )
     root = ensure(tmp_path / "scenes", sizes=replace(TINY, benchmark_items=36))
     path = root / "evaluation/NLVR2/annotations/sparkles_evaluation_nlvr2_annotations.json"
     for record in json.loads(path.read_text()):
@@ -193,7 +201,9 @@ def test_another_seed_or_size_replaces_what_is_there(tmp_path: Path) -> None:
     assert files(ensure(root, seed=2, sizes=TINY)) == files(ensure(tmp_path / "other", seed=2, sizes=TINY))
 
 
-def test_an_interrupted_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_writing_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pictures_left = iter(range(10))
 
     def interrupted(scene: Scene) -> PIL.Image.Image:

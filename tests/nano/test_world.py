@@ -79,7 +79,9 @@ def test_sizes_shapes_and_backgrounds_look_different() -> None:
 
     for color, shape in product(COLORS, SHAPES):
         assert area(Thing("big", color, shape)) > 2 * area(Thing("small", color, shape))
-    assert len({render(Scene(background, (None,) * 6)).tobytes() for background in BACKGROUNDS}) == len(BACKGROUNDS)
+    assert len({render(Scene(background, (None,) * 6)).tobytes() for background in BACKGROUNDS}) == len(
+        BACKGROUNDS
+    )
 
 
 def test_an_unknown_shape_is_refused_with_those_there_are() -> None:
