@@ -90,7 +90,7 @@ CAPTION_REQUESTS = ("What is in this picture?", "What does the picture show?", "
 def _captioning(rng: random.Random, split: Split) -> Conversation:
     scene = random_scene(rng, split)
     asked = f"{IMAGE_TAG} {rng.choice(CAPTION_REQUESTS)}"
-    said = coarse_caption(scene)
+    said = coarse_caption(scene.at.values())
     messages = (
         Message(role="user", content=asked, images=(Image(image_id=1),)),
         Message(role="assistant", content=said),

@@ -7,7 +7,7 @@ language model can learn without error.
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sparkles.nano.world import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene, Thing, random_thing
@@ -87,13 +87,13 @@ def parse_caption(text: str) -> Scene:
 _EXAMPLE = Scene("dark", (Thing("big", "red", "star"), None, None, None, None, None))
 
 
-def coarse_caption(scene: Scene) -> str:
-    """What alt text says of a picture: some objects, neither places nor sizes (stage-1 data).
+def coarse_caption(things: Iterable[Thing]) -> str:
+    """What alt text says of a picture: colors and shapes, neither places nor sizes nor the background.
 
-    >>> coarse_caption(_EXAMPLE)
-    'a red star.'
+    >>> coarse_caption([Thing("big", "red", "star"), Thing("small", "orange", "ring")])
+    'a red star and an orange ring.'
     """
-    return listing([article(f"{thing.color} {thing.shape}") for thing in scene.at.values()]) + "."
+    return listing([article(f"{thing.color} {thing.shape}") for thing in things]) + "."
 
 
 @dataclass(frozen=True, kw_only=True)

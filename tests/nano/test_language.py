@@ -53,7 +53,7 @@ def test_a_text_that_is_no_caption_is_refused_with_an_example() -> None:
 @given(seeds)
 def test_alt_text_names_colors_and_shapes_but_neither_sizes_nor_places(seed: int) -> None:
     scene = random_scene(random.Random(seed), "train")
-    words = Counter(re.findall(r"[\w-]+", coarse_caption(scene)))
+    words = Counter(re.findall(r"[\w-]+", coarse_caption(scene.at.values())))
     for thing in scene.at.values():
         assert words[thing.color] >= 1
         assert words[thing.shape] >= 1
