@@ -251,7 +251,10 @@ def test_two_processes_measure_the_same_as_one(trained: Path, overrides: list[st
         *("trainer.devices=2", "trainer.strategy=ddp"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=Path(train.__file__).parent, env=environment, check=True)
+    # In a session of its own: where one process fails, Lightning ends the whole group.
+    subprocess.run(
+        command, cwd=Path(train.__file__).parent, env=environment, check=True, start_new_session=True
+    )
     assert predictions(tmp_path) == predictions(trained)
     assert metrics(tmp_path) == metrics(trained)
 
