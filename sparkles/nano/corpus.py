@@ -61,8 +61,8 @@ def random_conversation(
 
 def question(kind: str, rng: random.Random, split: Split) -> Conversation:
     """One benchmark item of a BISON kind or statement type, its answer balanced."""
+    truth = rng.random() < 0.5
     while True:
-        truth = rng.random() < 0.5
         scenes, asked, said, label = _first_question(kind, rng, split)
         if label == truth:
             return Conversation(_turns([(asked, said)]), scenes, kind)

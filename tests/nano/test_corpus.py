@@ -69,14 +69,7 @@ def test_questions_are_worded_as_the_benchmarks(kind: str) -> None:
         assert asked.messages[0].content.startswith(opening)
 
 
-UNBALANCED = pytest.mark.xfail(
-    strict=True, reason="corpus.question draws a new truth whenever it rejects an item"
-)
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=UNBALANCED if kind in ("both", "same_at") else ()) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_answers_of_questions_are_balanced(kind: str) -> None:
     rng = random.Random(kind)
     asked = [question(kind, rng, "train") for _ in range(60)]
