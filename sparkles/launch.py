@@ -27,7 +27,7 @@ def launch(cfg: DictConfig) -> Path:
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     datamodule: SparklesDataModule = instantiate(cfg.data, _convert_="all")
-    module: SparklesModule = instantiate(cfg.model, _convert_="all")
+    module = build_module(cfg)
     callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     trainer: L.Trainer = instantiate(
@@ -39,6 +39,14 @@ def launch(cfg: DictConfig) -> Path:
     if trainer.is_global_zero:
         _print_results(run_dir, cfg.name)
     return run_dir
+
+
+def build_module(cfg: DictConfig) -> SparklesModule:
+    """What trains and what is trained: the parts `module` and `model` of a config."""
+    module: SparklesModule = instantiate(cfg.module, _convert_="all")(
+        model=instantiate(cfg.model, _convert_="all")
+    )
+    return module
 
 
 class RunRecord(L.Callback):

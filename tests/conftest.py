@@ -69,7 +69,7 @@ def tiny_run() -> list[str]:
         *(f"+data.prepare.sizes.{name}={value}" for name, value in asdict(TINY_SIZES).items()),
         "data.steps=3",
         "data.batch_size=4",
-        "model.scheduler.warmup_steps=1",
+        "module.scheduler.warmup_steps=1",
         "trainer.accelerator=cpu",
         "callbacks=[checkpoint,benchmarks]",
         "+callbacks.benchmarks.progress=false",

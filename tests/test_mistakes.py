@@ -126,9 +126,9 @@ def test_a_value_of_the_wrong_type(fail: Fail) -> None:
 
 
 def test_a_warm_up_longer_than_the_run(fail: Fail) -> None:
-    said = fail("model.scheduler.warmup_steps=40")
+    said = fail("module.scheduler.warmup_steps=40")
     assert "the learning rate warms up for 40 of 3 steps" in said
-    assert "set model.scheduler.warmup_steps, or train longer with data.steps" in said
+    assert "set module.scheduler.warmup_steps, or train longer with data.steps" in said
 
 
 def test_a_missing_checkpoint(fail: Fail) -> None:
@@ -236,7 +236,7 @@ def hashes(run_dir: Path) -> dict[Path, str]:
 def test_a_run_that_cannot_start_changes_nothing_of_the_run_before_it(
     finished: dict[Path, str], fail: Fail, world: Path, tmp_path: Path
 ) -> None:
-    for arguments in (["data.subsets.vg_turn1.images=nowhere"], ["model.scheduler.warmup_steps=40"]):
+    for arguments in (["data.subsets.vg_turn1.images=nowhere"], ["module.scheduler.warmup_steps=40"]):
         fail("seed=1", *arguments)
         assert hashes(tmp_path / "run").items() >= finished.items()
 

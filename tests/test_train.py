@@ -231,7 +231,7 @@ def test_the_last_checkpoint_is_of_the_last_step(trained: Path, demo: tuple[Path
 
 
 def test_an_mlp_is_a_matter_of_configuration(overrides: list[str], run_main: RunMain, tmp_path: Path) -> None:
-    mlp = ["checkpoint=null", "model.model.projector.hidden_features=[32]"]
+    mlp = ["checkpoint=null", "model.projector.hidden_features=[32]"]
     run_main(train.main, f"run_dir={tmp_path}", *mlp, *overrides, "benchmark=[bison]")
     shapes = {name: tuple(tensor.shape) for name, tensor in projection(tmp_path).items()}
     assert shapes == {

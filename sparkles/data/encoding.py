@@ -21,7 +21,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     pad_token_id: int | None
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
 
     def decode(self, token_ids: list[int]) -> str: ...
 
@@ -87,12 +87,11 @@ class Encoder:
         """
         answer = self.prompt_format.render_answer(sample.answer)
         check_tags(answer, (), "answer")
-        messages, text, prompt_ids = self._fit(
-            sample.prompt.messages, system=False, limit=self.max_length - 1
-        )
         # Prompt and answer are tokenised jointly: where they meet, a token may hold the end of one and the start
         # of the other, and then it belongs to the answer.
-        input_ids = self._tokenize(text + answer)
+        messages, prompt_ids, input_ids = self._fit(
+            sample.prompt.messages, system=False, limit=self.max_length - 1, answer=answer
+        )
         start = _common_prefix(prompt_ids, input_ids)
         labels = [IGNORE_INDEX] * start + input_ids[start:]
         return Encoded(
@@ -110,7 +109,7 @@ class Encoder:
             EncodingError: the last turn alone exceeds `max_length`.
             PromptFormatError: tags and images do not match.
         """
-        messages, _, input_ids = self._fit(prompt.messages, system=system, limit=self.max_length)
+        messages, input_ids, _ = self._fit(prompt.messages, system=system, limit=self.max_length)
         return Encoded(
             input_ids=input_ids,
             labels=None,
@@ -134,14 +133,18 @@ class Encoder:
         return description
 
     def _fit(
-        self, messages: Sequence[Message], *, system: bool, limit: int
-    ) -> tuple[Sequence[Message], str, list[int]]:
-        """Drop oldest turns until the prompt has at most `limit` tokens: messages left, their text, ids."""
+        self, messages: Sequence[Message], *, system: bool, limit: int, answer: str = ""
+    ) -> tuple[Sequence[Message], list[int], list[int]]:
+        """Drop oldest turns until the prompt has at most `limit` tokens.
+
+        Returns:
+            The messages left, the ids of their prompt, and those of prompt and answer together.
+        """
         while True:
             text = self.prompt_format.render_prompt(messages, system=system)
-            input_ids = self._tokenize(text)
+            input_ids, with_answer = self._tokenize(text, answer)
             if len(input_ids) <= limit:
-                return messages, text, input_ids
+                return messages, input_ids, with_answer
             if len(messages) == 1:
                 raise EncodingError(
                     f"the last turn alone needs {len(input_ids)} tokens ({len(messages[0].images)} images of "
@@ -151,16 +154,19 @@ class Encoder:
                 )
             messages = messages[2:]
 
-    def _tokenize(self, text: str) -> list[int]:
-        """int[T] of a rendered text, `num_query_tokens` slots for each image placeholder."""
-        input_ids: list[int] = []
+    def _tokenize(self, text: str, answer: str) -> tuple[list[int], list[int]]:
+        """int[T] of a rendered text, without and with the answer; `num_query_tokens` slots for each placeholder."""
+        segments = _segments(text)
+        # One call: what a tokenizer costs is mostly the calls. Only the last segment differs between the two.
+        *shared, last, last_with_answer = self.tokenizer(
+            [*segments, segments[-1] + answer], add_special_tokens=False
+        )["input_ids"]
+        start: list[int] = []
         if self.prompt_format.add_bos and self.tokenizer.bos_token_id is not None:
-            input_ids.append(self.tokenizer.bos_token_id)
-        for index, segment in enumerate(_segments(text)):
-            if index:
-                input_ids += [IMAGE_TOKEN_ID] * self.num_query_tokens
-            input_ids += self.tokenizer(segment, add_special_tokens=False)["input_ids"]
-        return input_ids
+            start.append(self.tokenizer.bos_token_id)
+        for segment_ids in shared:
+            start += [*segment_ids, *[IMAGE_TOKEN_ID] * self.num_query_tokens]
+        return start + last, start + last_with_answer
 
 
 def _segments(text: str) -> list[str]:

@@ -92,7 +92,7 @@ class SparklesModule(L.LightningModule):
         if different and not self.allow_other_base_weights:
             advice = (
                 "load the weights (and the dtype) that it was trained on, "
-                "or set model.allow_other_base_weights=true to go on regardless"
+                "or set module.allow_other_base_weights=true to go on regardless"
             )
             raise CheckpointError(
                 "\n  ".join(["the checkpoint was trained on other frozen weights:", *different, advice])

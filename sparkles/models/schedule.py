@@ -56,7 +56,7 @@ def linear_warmup_cosine(
     if not 0 <= warmup_steps < total_steps:
         raise InputError(
             f"the learning rate warms up for {warmup_steps} of {total_steps} steps; expected fewer, from 0 up: "
-            "set model.scheduler.warmup_steps, or train longer with data.steps"
+            "set module.scheduler.warmup_steps, or train longer with data.steps"
         )
     if counted_from not in ("warmup_end", "start"):
         raise ValueError(f"counted_from: expected 'warmup_end' or 'start', got {counted_from!r}")

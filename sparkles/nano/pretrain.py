@@ -142,9 +142,9 @@ def align_stage1(out: Path, work: Path) -> None:
         "callbacks=[progress,checkpoint]",
         "logger=none",
         f"run_dir={work / 'stage1'}",
-        f"model.model.vision.checkpoint={out / 'vision.safetensors'}",
-        f"model.model.qformer.checkpoint={out / 'qformer.safetensors'}",
-        f"model.model.language.path={out / 'language'}",
+        f"model.vision.checkpoint={out / 'vision.safetensors'}",
+        f"model.qformer.checkpoint={out / 'qformer.safetensors'}",
+        f"model.language.path={out / 'language'}",
     ]
     subprocess.run([sys.executable, str(CONFIG_DIR.parent / "train.py"), *overrides], check=True)
     holder = nn.ModuleDict({"projector": Projector(in_features=96, out_features=128)})

@@ -21,12 +21,13 @@ def tui(cfg: DictConfig) -> None:
 
     from sparkles.config import validate
     from sparkles.eval.responders import ModelResponder
+    from sparkles.launch import build_module
     from sparkles.serve.tui import Conversation, chat, show_answer
 
     validate(cfg)
     datamodule = instantiate(cfg.data, _convert_="all")
     responder = ModelResponder(
-        model=instantiate(cfg.model, _convert_="all").model,
+        model=build_module(cfg).model,
         encoder=datamodule.encoder,
         transform=datamodule.eval_transform,
         generation=cfg.generation,

@@ -24,9 +24,9 @@ class CharacterTokenizer:
     eos_token_id: int | None = 2
     pad_token_id: int | None = None
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
         assert not add_special_tokens
-        return {"input_ids": [ord(character) for character in text]}
+        return {"input_ids": [[ord(character) for character in segment] for segment in text]}
 
     def decode(self, token_ids: list[int]) -> str:
         return "".join("^" if token_id == self.bos_token_id else chr(token_id) for token_id in token_ids)

@@ -82,8 +82,8 @@ def test_a_token_across_the_seam_of_prompt_and_answer_belongs_to_the_answer(
     make_encoder: Callable[..., Encoder], tokenizer: Any, user: Callable[..., Message]
 ) -> None:
     class Merging(type(tokenizer)):  # type: ignore[misc]
-        def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-            return {"input_ids": codes(text.replace(": A", "\u2603"))}
+        def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+            return {"input_ids": [codes(segment.replace(": A", "\u2603")) for segment in text]}
 
     encoded = make_encoder(tokenizer=Merging()).encode_sample(
         Sample(prompt=Prompt(messages=(user("q"),)), answer="Ah.")
@@ -203,7 +203,7 @@ class SentencePieceTokenizer:
         sentencepiece = pytest.importorskip("sentencepiece")
         self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
         return {"input_ids": self.model.encode(text)}
 
     def decode(self, token_ids: list[int]) -> str:

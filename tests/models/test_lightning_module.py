@@ -129,7 +129,7 @@ def test_checkpoint_of_other_base_weights_is_refused(
     message = str(caught.value)
     assert re.search(r"language: trained on sha256 \w{64}, this model has \w{64}", message)
     assert "vision:" not in message
-    assert "model.allow_other_base_weights=true" in message
+    assert "module.allow_other_base_weights=true" in message
 
 
 def test_other_base_weights_are_taken_on_request(

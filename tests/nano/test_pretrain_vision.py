@@ -45,7 +45,7 @@ def config() -> DictConfig:
 def test_the_parts_are_those_of_the_configured_model(
     parts: tuple[VisionEncoder, QFormer], config: DictConfig
 ) -> None:
-    for part, node in zip(parts, (config.model.model.vision, config.model.model.qformer), strict=True):
+    for part, node in zip(parts, (config.model.vision, config.model.qformer), strict=True):
         configured = instantiate(node, checkpoint=None)
         shapes = {name: value.shape for name, value in part.state_dict().items()}
         assert shapes == {name: value.shape for name, value in configured.state_dict().items()}

@@ -1,7 +1,4 @@
-"""Weights on disk: the trained projection, the frozen parts, and the hashes that tie one to the other.
-
-Nothing here runs code from a file: torch files are read with `weights_only=True`.
-"""
+"""Files of weights: reading them without running code, comparing them with the module they are for, hashing them."""
 
 import hashlib
 import pickle
@@ -10,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from sparkles.types import InputError
@@ -39,36 +36,9 @@ def load_part(module: nn.Module, path: str | Path) -> None:
     Raises:
         CheckpointError: the file cannot be read, or any key is missing, unexpected or of another shape.
     """
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     check_fit(tensors, module.state_dict(), f"{path} does not fit {type(module).__name__}")
     module.load_state_dict(tensors)
-
-
-def save_projection(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Write `model.projector` alone as safetensors; `metadata` (hashes, run) becomes its header."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = model.get_submodule("projector").state_dict(prefix="projector.")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, dict(metadata))
-
-
-def load_projection(model: nn.Module, path: str | Path) -> None:
-    """Fill `model.projector` from a file of `save_projection`, a run's `.ckpt`, or the original's `.pth`.
-
-    The frozen parts are not compared: this is how stage 1 hands over to stage 2. Resuming a run goes through
-    Lightning and `SparklesModule.on_load_checkpoint`, which compares their hashes.
-
-    Raises:
-        CheckpointError: the file cannot be read, holds no projection, or one of another shape.
-    """
-    tensors = {}
-    for name, tensor in _read_tensors(path).items():
-        name = name.removeprefix("model.").replace("llama_proj.", "projector.layers.0.")
-        if name.startswith("projector."):
-            tensors[name.removeprefix("projector.")] = tensor
-    projector = model.get_submodule("projector")
-    check_fit(tensors, projector.state_dict(), f"{path} does not hold this model's projection")
-    projector.load_state_dict(tensors)
 
 
 def check_fit(
@@ -90,7 +60,7 @@ def check_fit(
         raise CheckpointError("\n  ".join([f"{complaint}:", *problems[:_SHOWN], *more, advice]))
 
 
-def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a file by name; those of a run's or of the original's checkpoint lie one level down."""
     path = Path(path)
     if not path.is_file():
