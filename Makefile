@@ -22,7 +22,7 @@ demo: .venv ## fine-tune and measure the nano model, its baseline and a control;
 	$(PY) -m sparkles.eval.table $(addprefix runs/demo/,minigpt4 sparkleschat blanked) --paper experiments/demo/paper.csv
 
 nano: .venv ## make the shipped nano weights again, from nothing
-	$(PY) -m sparkles.nano.pretrain
+	$(PY) -m sparkles.nano
 
 test: .venv ## run the tests; offline, without a GPU or a key
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2

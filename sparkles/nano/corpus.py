@@ -21,7 +21,7 @@ from sparkles.nano.language import (
     statement,
     therefore,
 )
-from sparkles.nano.world import PLACES, Scene, Split, random_scene
+from sparkles.nano.world import PLACES, Scene, Split, Thing, random_scene
 from sparkles.prompt_format import IMAGE_TAG, image_mention
 from sparkles.types import Image, Message
 
@@ -51,12 +51,20 @@ def slot_words(scene: Scene) -> list[Words]:
 
 
 def random_conversation(
-    rng: random.Random, split: Split = "train", *, dialogues: float = 0.5
+    rng: random.Random, split: Split = "train", *, dialogues: float = 0.5, forced_choices: float = 0.0
 ) -> Conversation:
-    """A dialogue with this probability, otherwise one to three questions about a pair of images or a coarse caption."""
+    """A dialogue with this probability, otherwise one to three questions about a pair of images or a coarse caption.
+
+    Args:
+        forced_choices: share of the questions in which neither image, or each, matches the caption.
+    """
     if rng.random() < dialogues:
         return _dialogue(rng, split)
-    return _captioning(rng, split) if rng.random() < 0.06 else _questions(rng, split)
+    if rng.random() < 0.06:
+        return _captioning(rng, split)
+    if forced_choices and rng.random() < forced_choices:
+        return _forced_choice(rng, split)
+    return _questions(rng, split)
 
 
 def question(kind: str, rng: random.Random, split: Split) -> Conversation:
@@ -145,13 +153,29 @@ def _unlike_pair(rng: random.Random, split: Split) -> Conversation:
     Of a BISON pair three attributes out of four are as asked, so a model could do well by repeating the question
     instead of looking; here that fails.
     """
-    prompt = load_prompt("bison").template.replace("$caption", "{}")
     while True:
         scenes = (random_scene(rng, split), random_scene(rng, split))
-        if asked := _another_caption(scenes, rng, prompts=(prompt,)):
+        if asked := _another_caption(scenes, rng, prompts=(_BISON_PROMPT,)):
             return Conversation(_turns([asked]), scenes, "unlike")
 
 
+def _forced_choice(rng: random.Random, split: Split) -> Conversation:
+    """BISON's question where neither image, or each, matches: any of the two is as good, but it has to be one.
+
+    A model that misreads its pictures often believes so. It should still answer the question.
+    """
+    while True:
+        scenes = (random_scene(rng, split), random_scene(rng, split))
+        place, thing = rng.choice(list(random_scene(rng, split).at.items()))
+        if rng.random() < 0.3:
+            scenes = (scenes[0].put(place, thing), scenes[1].put(place, thing))
+        first, second = (scene.at.get(place) == thing for scene in scenes)
+        if first == second and all(scene.split == split for scene in scenes):
+            asked = _which_image(scenes, thing, place, rng.randrange(2), rng, (_BISON_PROMPT,))
+            return Conversation(_turns([asked]), scenes, "forced")
+
+
+_BISON_PROMPT = load_prompt("bison").template.replace("$caption", "{}")
 _STATEMENT_QUESTIONS = ("Is this statement true: '{}'?", "Is it true that {}?", "True or false: '{}'?")
 _CAPTION_QUESTIONS = (
     "Which image matches the caption: '{}'?",
@@ -170,6 +194,18 @@ def _another_caption(
     thing = scene.at[place]
     if other.at.get(place) == thing:
         return None
+    return _which_image(scenes, thing, place, label, rng, prompts)
+
+
+def _which_image(
+    scenes: tuple[Scene, Scene],
+    thing: Thing,
+    place: str,
+    label: int,
+    rng: random.Random,
+    prompts: Sequence[str],
+) -> tuple[str, str]:
+    """The question which scene shows a thing at a place, and the way to the answer `label`."""
     lines = [check_thing(image_mention(i + 1), s, thing, place)[0] for i, s in enumerate(scenes)]
     asked = rng.choice(prompts).format(bison_caption(thing, place, rng))
     return asked, " ".join([*lines, therefore(image_mention(label + 1))])

@@ -1,4 +1,4 @@
-"""Make the weights that ship with the miniature: `python -m sparkles.nano.pretrain`.
+"""Make the weights that ship with the miniature: `python -m sparkles.nano`.
 
 1. language/: learns its language and its tasks from text alone.
 2. The gate: with true facts in the image slots the language model must know every task.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -28,10 +29,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from sparkles.config import CONFIG_DIR, command
+from sparkles.config import CONFIG_DIR
 from sparkles.models.checkpoints import load_projection, save_projection
 from sparkles.models.language import load_language_model
-from sparkles.models.projector import Projector
 from sparkles.nano.corpus import random_conversation
 from sparkles.nano.pretrain_language import (
     ConversationStream,
@@ -41,9 +41,7 @@ from sparkles.nano.pretrain_language import (
     target_weights,
 )
 from sparkles.nano.pretrain_vision import (
-    PATCHES_PER_SIDE,
     ReadOut,
-    build_vision,
     cells_of_patches,
     scene_batches,
     use_sincos_positions,
@@ -60,8 +58,8 @@ class GateError(SystemExit):
     """The weights do not know enough to ship."""
 
 
-@command("pretrain")
-def main(cfg: DictConfig) -> None:
+def make_weights(cfg: DictConfig) -> None:
+    """All four steps; `cfg` is `conf/pretrain.yaml`. Steps that were done, in part or whole, are not repeated."""
     torch.set_num_threads(cfg.threads)
     work = Path(cfg.run_dir)
     made = work / "weights"
@@ -69,7 +67,7 @@ def main(cfg: DictConfig) -> None:
     pretrain_language(cfg, made, work)
     check_gate(cfg, made)
     pretrain_vision(cfg, made, work)
-    align_stage1(made, work)
+    align_stage1(cfg, made, work)
     # Only now, so that what ships is never a mixture of old and new parts.
     shutil.copytree(made, cfg.out, dirs_exist_ok=True)
     console.print(f"weights are in {cfg.out}")
@@ -77,13 +75,14 @@ def main(cfg: DictConfig) -> None:
 
 def pretrain_vision(cfg: DictConfig, out: Path, work: Path) -> None:
     torch.manual_seed(cfg.seed)
-    vision, qformer = build_vision()
+    vision = instantiate(cfg.model.vision, checkpoint=None)
+    qformer = instantiate(cfg.model.qformer, checkpoint=None)
     use_sincos_positions(vision)
     qformer.eval()  # no dropout
     read_out = ReadOut(vision.hidden_size, qformer.hidden_size)
     parts = nn.ModuleDict({"vision": vision, "qformer": qformer, "read_out": read_out})
     optimizer = torch.optim.AdamW(parts.parameters(), lr=cfg.vision.lr, weight_decay=0.02, betas=(0.9, 0.98))
-    cells = cells_of_patches(PATCHES_PER_SIDE)
+    cells = cells_of_patches(vision.backbone.patch_embed.grid_size[0])
 
     def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         pixel_values, targets = batch
@@ -118,6 +117,7 @@ def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
             tokenizer,
             tokens_per_batch=cfg.language.tokens_per_batch,
             dialogues=part.dialogues,
+            forced_choices=part.forced_choices,
             seed=cfg.seed + number - 1,
             num_batches=part.steps,
         )
@@ -135,7 +135,7 @@ def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
     tokenizer.save_pretrained(out / "language")
 
 
-def align_stage1(out: Path, work: Path) -> None:
+def align_stage1(cfg: DictConfig, out: Path, work: Path) -> None:
     """Run `train.py experiment=stage1` on the new parts and keep its projection."""
     overrides = [
         "experiment=stage1",
@@ -147,7 +147,7 @@ def align_stage1(out: Path, work: Path) -> None:
         f"model.language.path={out / 'language'}",
     ]
     subprocess.run([sys.executable, str(CONFIG_DIR.parent / "train.py"), *overrides], check=True)
-    holder = nn.ModuleDict({"projector": Projector(in_features=96, out_features=128)})
+    holder = nn.ModuleDict({"projector": instantiate(cfg.model.projector)})
     load_projection(holder, work / "stage1" / "checkpoints" / "last.ckpt")
     save_projection(holder, out / "stage1.safetensors", {"experiment": "stage1"})
 
@@ -219,7 +219,3 @@ def _train(
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
-
-
-if __name__ == "__main__":
-    main()

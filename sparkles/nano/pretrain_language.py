@@ -111,6 +111,7 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
 
     Args:
         dialogues: share of two-turn dialogues; the rest are questions about pairs of images.
+        forced_choices: see `random_conversation`.
     """
 
     def __init__(
@@ -119,12 +120,14 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
         *,
         tokens_per_batch: int,
         dialogues: float,
+        forced_choices: float = 0.0,
         seed: int,
         num_batches: int,
     ) -> None:
         self.tokenizer = tokenizer
         self.tokens_per_batch = tokens_per_batch
         self.dialogues = dialogues
+        self.forced_choices = forced_choices
         self.seed = seed
         self.num_batches = num_batches
 
@@ -134,7 +137,7 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
         while made < self.num_batches:
             sequences = [
                 encode_conversation(
-                    random_conversation(rng, dialogues=self.dialogues),
+                    random_conversation(rng, dialogues=self.dialogues, forced_choices=self.forced_choices),
                     self.tokenizer,
                     system=rng.random() < 0.4,
                 )

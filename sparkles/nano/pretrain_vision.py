@@ -16,13 +16,11 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
-from sparkles.models.qformer import QFormer
 from sparkles.models.vision import VisionEncoder
 from sparkles.nano.world import (
     BACKGROUNDS,
     COLORS,
     COLUMNS,
-    IMAGE_SIZE,
     PLACES,
     ROWS,
     SHAPES,
@@ -41,40 +39,15 @@ ATTRIBUTES = {  # read-out -> number of classes; class 0 is "this query does not
     "count": 1 + len(PLACES),
     "slot": NUM_QUERY_TOKENS,
 }
-PATCHES_PER_SIDE = 9
 PATCH_ATTRIBUTES = ("size", "color", "shape")
 NORMALIZE_MEAN, NORMALIZE_STD = 0.5, 0.25
-
-
-def build_vision() -> tuple[VisionEncoder, QFormer]:
-    """The miniature's parts with random weights, as `conf/model/nano.yaml` describes them."""
-    vision = VisionEncoder(
-        name="eva_giant_patch14_224",
-        img_size=IMAGE_SIZE,
-        patch_size=IMAGE_SIZE // PATCHES_PER_SIDE,
-        embed_dim=96,
-        depth=4,
-        num_heads=4,
-        mlp_ratio=2.0,
-        use_post_transformer_norm=False,
-    )
-    qformer = QFormer(
-        vision_hidden_size=96,
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=192,
-        num_query_tokens=NUM_QUERY_TOKENS,
-        cross_attention_frequency=1,
-    )
-    return vision, qformer
 
 
 def use_sincos_positions(vision: VisionEncoder) -> None:
     """Start the learned position embedding as sines and cosines, from which it learns much sooner."""
     position: torch.Tensor = vision.backbone.pos_embed.data
-    grid = [PATCHES_PER_SIDE, PATCHES_PER_SIDE]
-    position[0, 1:] = 0.5 * build_sincos2d_pos_embed(grid, dim=position.shape[-1])
+    grid = vision.backbone.patch_embed.grid_size
+    position[0, 1:] = 0.5 * build_sincos2d_pos_embed(list(grid), dim=position.shape[-1])
 
 
 def scene_targets(scene: Scene) -> np.ndarray:

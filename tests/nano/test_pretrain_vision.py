@@ -19,9 +19,7 @@ from sparkles.nano.pretrain_vision import (
     NORMALIZE_MEAN,
     NORMALIZE_STD,
     NUM_QUERY_TOKENS,
-    PATCHES_PER_SIDE,
     ReadOut,
-    build_vision,
     cells_of_patches,
     scene_batches,
     scene_targets,
@@ -31,24 +29,17 @@ from sparkles.nano.world import BACKGROUNDS, COLORS, IMAGE_SIZE, SHAPES, SIZES, 
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[VisionEncoder, QFormer]:
-    torch.manual_seed(0)
-    return build_vision()
-
-
-@pytest.fixture(scope="module")
 def config() -> DictConfig:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose("train")
 
 
-def test_the_parts_are_those_of_the_configured_model(
-    parts: tuple[VisionEncoder, QFormer], config: DictConfig
-) -> None:
-    for part, node in zip(parts, (config.model.vision, config.model.qformer), strict=True):
-        configured = instantiate(node, checkpoint=None)
-        shapes = {name: value.shape for name, value in part.state_dict().items()}
-        assert shapes == {name: value.shape for name, value in configured.state_dict().items()}
+@pytest.fixture(scope="module")
+def parts(config: DictConfig) -> tuple[VisionEncoder, QFormer]:
+    torch.manual_seed(0)
+    return instantiate(config.model.vision, checkpoint=None), instantiate(
+        config.model.qformer, checkpoint=None
+    )
 
 
 def test_pictures_are_normalised_as_in_the_configured_data(config: DictConfig) -> None:
@@ -77,11 +68,12 @@ def test_each_query_learns_the_fact_that_its_slot_has_in_words(seed: int) -> Non
     assert targets[:, -1].tolist() == list(range(NUM_QUERY_TOKENS))
 
 
-def test_a_patch_lies_in_the_cell_of_its_centre() -> None:
-    cells = cells_of_patches(PATCHES_PER_SIDE)
-    step = IMAGE_SIZE / PATCHES_PER_SIDE
+@pytest.mark.parametrize("patches_per_side", [6, 9, 14])
+def test_a_patch_lies_in_the_cell_of_its_centre(patches_per_side: int) -> None:
+    cells = cells_of_patches(patches_per_side)
+    step = IMAGE_SIZE / patches_per_side
     for patch, cell in enumerate(cells.tolist()):
-        row, column = divmod(patch, PATCHES_PER_SIDE)
+        row, column = divmod(patch, patches_per_side)
         x, y = (column + 0.5) * step, (row + 0.5) * step
         assert cell == int(y // (IMAGE_SIZE / 2)) * 3 + int(x // (IMAGE_SIZE / 3))
 
@@ -103,7 +95,8 @@ def test_sincos_positions_tell_patches_apart_and_leave_the_class_token(
     use_sincos_positions(vision)
     after = vision.backbone.pos_embed.detach()
     assert torch.equal(after[0, 0], before[0, 0])
-    distances = torch.cdist(after[0, 1:], after[0, 1:]) + torch.eye(PATCHES_PER_SIDE**2) * 9
+    patches = after[0, 1:]
+    distances = torch.cdist(patches, patches) + torch.eye(len(patches)) * 9
     assert distances.min() > 0.1
     assert vision.backbone.pos_embed.requires_grad
 
@@ -115,9 +108,8 @@ def test_every_part_learns_from_the_loss(parts: tuple[VisionEncoder, QFormer]) -
     tokens = vision(pixels)
     queries = qformer(tokens)
     assert queries.shape == (2, NUM_QUERY_TOKENS, qformer.hidden_size)
-    by_query, of_patches = read_out.losses(
-        queries, tokens[:, 1:], targets, cells_of_patches(PATCHES_PER_SIDE)
-    )
+    cells = cells_of_patches(vision.backbone.patch_embed.grid_size[0])
+    by_query, of_patches = read_out.losses(queries, tokens[:, 1:], targets, cells)
     assert by_query.keys() == ATTRIBUTES.keys()
     (sum(by_query.values()) + of_patches).backward()
     trained = [*vision.backbone.blocks.parameters(), qformer.query_tokens, *read_out.parameters()]
@@ -140,7 +132,7 @@ def test_perfect_read_outs_have_no_loss() -> None:
     features = torch.cat(
         [torch.nn.functional.one_hot(targets[..., i], n) for i, n in enumerate(ATTRIBUTES.values())], dim=-1
     ).float()
-    cells = cells_of_patches(PATCHES_PER_SIDE)
+    cells = cells_of_patches(6)
     by_query, of_patches = read_out.losses(features, features[:, cells], targets, cells)
     assert max(loss.item() for loss in by_query.values()) < 1e-6
     assert of_patches.item() < 1e-6
