@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sparkles.models.checkpoints import CheckpointError, check_fit, load_projection, state_hash
+from sparkles.models.checkpoints import Origin, check_fit, check_origin, check_separator, load_projection
 from sparkles.models.sparkles_chat import SparklesChat
+from sparkles.prompt_format import PromptFormat
 from sparkles.types import IGNORE_INDEX
 
 
@@ -21,8 +22,12 @@ class SparklesModule(L.LightningModule):
     Args:
         optimizer: makes the optimizer from parameter groups: `torch.optim.AdamW` with all but `params` given.
         scheduler: makes the per-step schedule from the optimizer; None keeps the rate constant.
+        prompt_format: what the texts are written in; compared with what the language model and the checkpoint
+            were trained with, and recorded.
         checkpoint: projection to start from (stage 1, or a finished run); see `load_projection`.
         allow_other_base_weights: take a checkpoint that was trained on other frozen weights.
+        allow_other_prompt_format: take a checkpoint, or a language model, that was trained with another.
+        sum_accumulated: the original's: gradients accumulated over several batches are added up, not averaged.
     """
 
     def __init__(
@@ -31,27 +36,42 @@ class SparklesModule(L.LightningModule):
         model: SparklesChat,
         optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        prompt_format: PromptFormat | None = None,
         checkpoint: str | Path | None = None,
         allow_other_base_weights: bool = False,
+        allow_other_prompt_format: bool = False,
+        sum_accumulated: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.allow_other_base_weights = allow_other_base_weights
+        self.allowances = {
+            "allow_other_base_weights": allow_other_base_weights,
+            "allow_other_prompt_format": allow_other_prompt_format,
+        }
+        self.sum_accumulated = sum_accumulated
         # A checkpoint lacks the frozen weights on purpose; on_load_checkpoint sees that it lacks no others.
         self.strict_loading = False
         # Taken here, once: a strategy may shard the parts later, or a precision plugin cast them.
-        self.frozen_hashes = {name: state_hash(part) for name, part in model.frozen_parts.items()}
+        self.origin = Origin.of(model, prompt_format)
         self.trainable_names = {name for name, param in self.named_parameters() if param.requires_grad}
+        if prompt_format is not None and not allow_other_prompt_format:
+            check_separator(model.language, prompt_format)
         if checkpoint is not None:
-            load_projection(model, checkpoint)
+            load_projection(model, checkpoint, origin=self.origin, **self.allowances)
+
+    @property
+    def frozen_hashes(self) -> Mapping[str, str]:
+        """sha256 of each frozen part."""
+        return self.origin.base_hashes
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         loss: Tensor = self.model(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
+        # Lightning divides what it gets by the number of accumulated batches.
+        return loss * self.trainer.accumulate_grad_batches if self.sum_accumulated else loss
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         # Weighted by labelled tokens, so that val/loss is their mean over the whole set for any batch size.
@@ -77,23 +97,10 @@ class SparklesModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in self.trainable_names}
-        checkpoint["frozen_hashes"] = self.frozen_hashes
+        checkpoint |= self.origin.checkpoint_entries()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose trainable weights or frozen parts are not this model's."""
+        """Refuse a checkpoint whose trainable weights, or what they were trained with, are not this model's."""
         trainable = {name: param for name, param in self.named_parameters() if name in self.trainable_names}
         check_fit(checkpoint["state_dict"], trainable, "the checkpoint does not fit the trainable weights")
-        saved: dict[str, str] = checkpoint.get("frozen_hashes", {})
-        different = [
-            f"{name}: trained on sha256 {saved.get(name, 'unknown')}, this model has {own}"
-            for name, own in self.frozen_hashes.items()
-            if saved.get(name) != own
-        ]
-        if different and not self.allow_other_base_weights:
-            advice = (
-                "load the weights (and the dtype) that it was trained on, "
-                "or set module.allow_other_base_weights=true to go on regardless"
-            )
-            raise CheckpointError(
-                "\n  ".join(["the checkpoint was trained on other frozen weights:", *different, advice])
-            )
+        check_origin(Origin.from_checkpoint(checkpoint), self.origin, "the checkpoint", **self.allowances)

@@ -1,4 +1,4 @@
-"""The bridge, and the only part that learns: from Q-Former vectors to the language model's embeddings."""
+"""The bridge, in the paper the only part that learns: from Q-Former vectors to the language model's embeddings."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,5 +17,5 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(first, *(module for linear in rest for module in (nn.GELU(), linear)))
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
-        """float[..., D_q] -> float[..., D_lm]"""
-        return self.layers(queries)
+        """float[..., D_q] of any dtype -> float[..., D_lm]"""
+        return self.layers(queries.to(next(self.parameters()).dtype))

@@ -6,7 +6,7 @@ V vocabulary, S new tokens; D_q and D_lm are the widths of Q-Former and language
     pixel_values float32[N, 3, H, W], N >= 0                          labels int64[B, T], -100 where no loss
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -16,54 +16,75 @@ from transformers import PreTrainedModel
 
 from sparkles.models.projector import Projector
 from sparkles.models.qformer import QFormer
+from sparkles.models.resampler import PatchPooling, Resampler
 from sparkles.models.vision import VisionEncoder
 from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID
 
+QueryPart = QFormer | Resampler | PatchPooling
+
 
 class SparklesChat(nn.Module):
-    """Frozen vision encoder and Q-Former, one trainable projector, frozen language model."""
+    """Frozen vision encoder and Q-Former, one trainable projector, frozen language model.
+
+    `qformer` and `projector` may be given without the sizes of their neighbours, which they are then called with.
+    A resampler in the Q-Former's place, or a Q-Former with `trainable=True`, learns together with the projector.
+    """
 
     def __init__(
         self,
         *,
         vision: VisionEncoder,
-        qformer: QFormer,
-        projector: Projector,
+        qformer: QueryPart | Callable[..., QueryPart],
+        projector: Projector | Callable[..., Projector],
         language: PreTrainedModel,
         max_images_per_forward: int | None = None,
+        length_groups: int = 1,
     ) -> None:
         super().__init__()
+        if not isinstance(qformer, QueryPart):
+            qformer = qformer(vision_hidden_size=vision.hidden_size)
+        if not isinstance(projector, Projector):
+            widths = qformer.hidden_size, language.get_input_embeddings().embedding_dim
+            projector = projector(in_features=widths[0], out_features=widths[1])
         self.vision = vision.requires_grad_(False)
-        self.qformer = qformer.requires_grad_(False)
+        self.qformer = qformer.requires_grad_(qformer.trainable)
         self.projector = projector
         self.language = language.requires_grad_(False)
         self.max_images_per_forward = max_images_per_forward  # bounds the memory of encode_images
+        self.length_groups = length_groups  # parts of a training batch, by length, each padded for itself
         self.train()
 
     @property
+    def trainable_parts(self) -> dict[str, nn.Module]:
+        names = ("qformer", "projector") if self.qformer.trainable else ("projector",)
+        return {name: self.get_submodule(name) for name in names}
+
+    @property
     def frozen_parts(self) -> dict[str, nn.Module]:
-        return {"vision": self.vision, "qformer": self.qformer, "language": self.language}
+        return {name: part for name, part in self.named_children() if name not in self.trainable_parts}
 
     def train(self, mode: bool = True) -> Self:
-        """Only the projector ever leaves eval mode: the frozen parts are used as they were trained."""
+        """Only trainable parts ever leave eval mode: the frozen ones are used as they were trained."""
         super().train(mode)
         for part in self.frozen_parts.values():
             part.eval()
         return self
 
-    @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """float[N, 3, H, W] -> float[N, Q, D_q]"""
+        """float[N, 3, H, W] -> float[N, Q, D_q], with a gradient only if the Q-Former's part is trainable.
+
+        Without images that part runs all the same, on nothing that is kept; `embed` says why.
+        """
         if not len(pixel_values):
-            return pixel_values.new_zeros(0, self.qformer.num_query_tokens, self.qformer.hidden_size)
+            return self.qformer(pixel_values.new_zeros(1, 1, self.vision.hidden_size))[:0]
         chunks = pixel_values.split(self.max_images_per_forward or len(pixel_values))
         return torch.cat([self.qformer(self.vision(chunk)) for chunk in chunks])
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """Word embeddings with the projected images in their slots: float[B, T, D_lm].
 
-        Without images the projector still takes part, on no vectors: its gradient is then zero rather than
-        absent, for which processes that share gradients would wait forever.
+        Without images the trainable parts still take part, on no vectors: their gradient is then zero rather
+        than absent, for which processes that share gradients would wait forever.
         """
         image_embeds = self.projector(self.encode_images(pixel_values))  # [N, Q, D_lm]
         is_slot = input_ids == IMAGE_TOKEN_ID  # [B, T]
@@ -77,17 +98,38 @@ class SparklesChat(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy over the labelled tokens of the batch: float32[]."""
+        inputs_embeds = self.embed(batch["input_ids"], batch["pixel_values"])
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # [B, T], token t predicts t + 1
-        columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)  # [K], with a loss in any row
-        if not len(columns):
+        num_labels = (targets != IGNORE_INDEX).sum()
+        if not num_labels:
             raise ValueError("no labelled token in the batch; was every answer cut off by max_length?")
+        by_length = batch["attention_mask"].sum(1).argsort()
+        groups = by_length.chunk(self.length_groups)
+        losses = [
+            self._summed_loss(
+                inputs_embeds.index_select(0, rows), batch["attention_mask"][rows], targets[rows]
+            )
+            for rows in groups
+        ]
+        return torch.stack(losses).sum() / num_labels
+
+    def _summed_loss(self, inputs_embeds: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy summed over the targets; columns in which every row is padding are left out."""
+        used = attention_mask.any(dim=0)  # [T], columns in a row
+        start, length = int(used.int().argmax()), int(used.sum())
+        attention_mask = attention_mask.narrow(1, start, length)
+        targets = targets.narrow(1, start, length)
+        columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)  # [K], with a loss in any row
         output = self.language(
-            inputs_embeds=self.embed(batch["input_ids"], batch["pixel_values"]),
-            attention_mask=batch["attention_mask"],
+            inputs_embeds=inputs_embeds.narrow(1, start, length),
+            # Padding behind everything is seen by none that counts; without a mask attention is faster.
+            attention_mask=None if attention_mask[:, 0].all() else attention_mask,
             logits_to_keep=columns,  # the vocabulary is large: no logits where nothing is learned
             use_cache=False,
         )
-        return F.cross_entropy(output.logits.float().transpose(1, 2), targets[:, columns])
+        return F.cross_entropy(
+            output.logits.float().flatten(0, 1), targets[:, columns].flatten(), reduction="sum"
+        )
 
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Tensor], **generation: Any) -> Tensor:

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sparkles.models.checkpoints import CheckpointError, save_projection
+from sparkles.models.checkpoints import CheckpointError, origin, save_projection, state_hash
 from sparkles.models.lightning_module import SparklesModule
 from sparkles.models.schedule import linear_warmup_cosine
 from sparkles.models.sparkles_chat import SparklesChat
+from sparkles.prompt_format import MINIGPT4, PromptFormatError
 
 MakeModel = Callable[..., SparklesChat]
 
 ADAMW = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.05)
-SCHEDULE = partial(linear_warmup_cosine, min_lr=1e-3, warmup_lr=1e-4, warmup_steps=2, total_steps=6)
+SCHEDULE = partial(linear_warmup_cosine, min_lr=1e-3, warmup_lr=1e-4, warmup_steps=2, epoch_steps=6)
 
 
 def make_module(model: SparklesChat, **options) -> SparklesModule:
@@ -81,6 +83,20 @@ def test_rate_follows_the_schedule_step_by_step(model: SparklesChat, batch, tmp_
     trainer = fit(make_module(model), batch, tmp_path, max_steps=4)
     quarter_down_the_cosine = 1e-3 + 9e-3 * (1 + 2**-0.5) / 2
     assert trainer.callback_metrics["lr"].item() == pytest.approx(quarter_down_the_cosine, rel=1e-5)
+
+
+@pytest.mark.parametrize(("options", "times"), [({}, 1), ({"sum_accumulated": True}, 2)])
+def test_a_batch_counts_once_however_often_it_is_accumulated_unless_sums_are_asked_for(
+    options: dict[str, bool], times: int, make_model: MakeModel, batch, tmp_path: Path
+) -> None:
+    def step(accumulated: int, **options: bool) -> Tensor:
+        module = SparklesModule(model=make_model(), optimizer=partial(torch.optim.SGD, lr=1.0), **options)
+        before = module.model.projector.layers[0].weight.detach().clone()
+        trainer = make_trainer(tmp_path, max_steps=1, accumulate_grad_batches=accumulated)
+        trainer.fit(module, DataLoader([batch] * accumulated, batch_size=None))
+        return module.model.projector.layers[0].weight.detach() - before
+
+    torch.testing.assert_close(step(2, **options), times * step(1))
 
 
 def test_only_matrices_decay(make_model: MakeModel) -> None:
@@ -149,11 +165,52 @@ def test_checkpoint_of_another_projector_is_refused(
         fit(module, batch, tmp_path, ckpt_path=checkpoint)
 
 
+def test_projection_of_other_base_weights_is_refused_unless_allowed(
+    checkpoint: Path, model: SparklesChat, make_model: MakeModel
+) -> None:
+    with pytest.raises(CheckpointError, match=r"half\.ckpt was trained on other frozen weights"):
+        make_module(make_model(seed=1), checkpoint=checkpoint)
+    module = make_module(make_model(seed=1), checkpoint=checkpoint, allow_other_base_weights=True)
+    torch.testing.assert_close(module.model.projector.state_dict(), model.projector.state_dict())
+
+
+def test_run_with_another_prompt_format_is_refused_unless_allowed(
+    model: SparklesChat, make_model: MakeModel, batch, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "half.ckpt", replace(MINIGPT4, user_prefix="USER: ")
+    trained = make_module(model, prompt_format=MINIGPT4)
+    fit(trained, batch, tmp_path, max_steps=3).save_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"user_prefix: trained with '###Human: ', configured 'USER: '"):
+        make_module(make_model(), prompt_format=other, checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"set prompt_format=minigpt4"):
+        fit(make_module(make_model(), prompt_format=other), batch, tmp_path, ckpt_path=path)
+    allowed = make_module(make_model(), prompt_format=other, allow_other_prompt_format=True)
+    assert fit(allowed, batch, tmp_path, ckpt_path=path).global_step == 6
+
+
+def test_language_model_with_another_separator_is_refused_unless_allowed(model: SparklesChat) -> None:
+    model.language.config.end_of_answer = "</s>"
+    with pytest.raises(PromptFormatError, match="ends an answer with '###'"):
+        make_module(model, prompt_format=MINIGPT4)
+    make_module(model, prompt_format=MINIGPT4, allow_other_prompt_format=True)
+
+
+def test_frozen_weights_are_read_once(
+    checkpoint: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    monkeypatch.setattr(origin, "state_hash", lambda part: hashed.append(part) or state_hash(part))
+    model = make_model()
+    make_module(model, checkpoint=checkpoint)
+    assert hashed == [model.vision, model.qformer, model.language]
+
+
 def test_next_stage_starts_from_the_projection_of_a_run(
     checkpoint: Path, model: SparklesChat, make_model: MakeModel, tmp_path: Path
 ) -> None:
-    following = make_module(make_model(seed=1), checkpoint=checkpoint)
     save_projection(model, tmp_path / "projection.safetensors", {})
-    from_file = make_module(make_model(seed=1), checkpoint=tmp_path / "projection.safetensors")
-    for module in (following, from_file):
+    for path in (checkpoint, tmp_path / "projection.safetensors"):
+        following = make_model()
+        following.projector.layers[0].weight.data.zero_()
+        module = make_module(following, checkpoint=path)
         torch.testing.assert_close(module.model.projector.state_dict(), model.projector.state_dict())

@@ -3,7 +3,7 @@ import torch
 from sparkles.models.qformer import QFormer
 
 
-def make(**options: int) -> QFormer:
+def make(**options) -> QFormer:
     sizes = {
         "vision_hidden_size": 24,
         "hidden_size": 16,
@@ -32,3 +32,10 @@ def test_cross_attention_frequency_counts_the_layers_that_look() -> None:
 
     assert looking(make()) == [True, False, True, False]
     assert looking(make(cross_attention_frequency=1)) == [True] * 4
+
+
+def test_image_tokens_of_another_dtype_are_read() -> None:
+    qformer = make(dtype="float16")
+    assert {weight.dtype for weight in qformer.parameters()} == {torch.float16}
+    assert qformer(torch.randn(2, 7, 24)).dtype == torch.float16
+    assert make()(torch.randn(2, 7, 24).bfloat16()).dtype == torch.float32

@@ -1,11 +1,9 @@
-import json
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 
-from sparkles.models.schedule import linear_warmup_cosine, warmup_cosine
+from sparkles.models.schedule import linear_warmup_cosine
 
 
 def rates(steps: int, *, lr: float = 3e-5, **options) -> list[float]:
@@ -20,27 +18,7 @@ def rates(steps: int, *, lr: float = 3e-5, **options) -> list[float]:
     return seen
 
 
-PAPER = {"min_lr": 1e-5, "warmup_lr": 1e-6, "warmup_steps": 400, "total_steps": 2000}
-
-
-# Not `warmup_longer_than_epoch` (the original warms up again in every epoch) nor `step_lr` (never used).
-@pytest.mark.parametrize("name", ["paper", "no_warmup", "no_warmup_lr_given"])
-def test_counted_from_start_gives_the_rates_of_the_original(golden: Path, name: str) -> None:
-    recorded = json.loads((golden / "functions.json").read_text())["lr"][name]
-    config = recorded["config"]
-    per_epoch, total_steps = config["iters_per_epoch"], config["max_epoch"] * config["iters_per_epoch"]
-    got = rates(
-        total_steps,
-        lr=config["init_lr"],
-        min_lr=config["min_lr"],
-        warmup_lr=config.get("warmup_start_lr", config["init_lr"]),
-        warmup_steps=config.get("warmup_steps", 0),
-        total_steps=total_steps,
-        counted_from="start",
-    )
-    for value in recorded["values"]:
-        step = value["epoch"] * per_epoch + value["step"]
-        assert got[step] == pytest.approx(value["lr"], rel=1e-12), f"step {step}"
+PAPER = {"min_lr": 1e-5, "warmup_lr": 1e-6, "warmup_steps": 400, "epoch_steps": 2000}
 
 
 def test_default_reaches_the_peak_without_a_jump_and_ends_at_the_floor() -> None:
@@ -57,7 +35,25 @@ def test_original_drops_where_the_warmup_ends() -> None:
 
 
 def test_rate_stays_at_the_floor_after_the_last_step() -> None:
-    assert warmup_cosine(5000, peak_lr=3e-5, **PAPER) == pytest.approx(1e-5)
+    assert rates(2500, **PAPER)[-1] == pytest.approx(1e-5)
+
+
+def test_epochs_share_one_schedule() -> None:
+    assert rates(2000, **PAPER | {"epoch_steps": 400}, epochs=5) == rates(2000, **PAPER)
+
+
+def test_a_warmup_longer_than_an_epoch_goes_on_in_the_next() -> None:
+    long = PAPER | {"warmup_steps": 8, "epoch_steps": 5}
+    ours = rates(10, **long, epochs=4)
+    assert ours[:9] == sorted(ours[:9])
+    original = rates(10, **long, epochs=4, warmup_restarts=True)
+    assert original[5] == original[0] == pytest.approx(1e-6)
+
+
+def test_the_warmup_counts_optimizer_steps_however_many_batches_they_take() -> None:
+    short = PAPER | {"warmup_steps": 8, "epoch_steps": 20}
+    assert rates(9, **short)[8] == pytest.approx(3e-5)
+    assert rates(4, **short, batches_per_step=2)[3] == rates(8, **short)[7]
 
 
 @pytest.mark.parametrize(

@@ -77,17 +77,18 @@ def test_loss_is_the_mean_over_labelled_tokens_of_the_whole_batch(
     assert model(make_batch(dialogues)).item() == pytest.approx(total / count, rel=1e-5)
 
 
-@pytest.mark.parametrize("change", ["order", "padding", "left padding", "chunks"])
+@pytest.mark.parametrize("change", ["order", "padding", "left padding", "chunks", "length groups"])
 def test_loss_does_not_depend_on(change: str, model, dialogues, make_batch: MakeBatch) -> None:
     expected = model(make_batch(dialogues)).item()
     if change == "chunks":
         model.max_images_per_forward = 2
+    if change == "length groups":
+        model.length_groups = 3
     batch = {
         "order": make_batch(dialogues[::-1]),
         "padding": make_batch(dialogues, extra=11),
         "left padding": make_batch(dialogues, side="left", extra=3),
-        "chunks": make_batch(dialogues),
-    }[change]
+    }.get(change, make_batch(dialogues))
     assert model(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
