@@ -66,6 +66,16 @@ def check_tags(content: str, images: Sequence[Image], where: str) -> None:
         )
 
 
+def check_message(message: Message, where: str) -> None:
+    """Raise PromptFormatError unless the message holds one tag for each of its images, if it is a user's, or none."""
+    if message.role == "assistant" and (message.images or IMAGE_PLACEHOLDER in message.content):
+        raise PromptFormatError(
+            f"{where}: an assistant message shows an image, but only the user's may; move the tag to a user message "
+            f"and let the answer mention the image as {image_mention(7)}. Text: {message.content[:120]!r}"
+        )
+    check_tags(message.content, message.images, where)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
     """The strings around system, user and assistant messages, and where a generation ends."""
@@ -91,7 +101,8 @@ class PromptFormat:
         """Text up to the point where the assistant is to speak.
 
         Raises:
-            PromptFormatError: the messages do not alternate, do not end with the user's, or miss a tag.
+            PromptFormatError: the messages do not alternate, do not end with the user's, miss a tag, or show an
+                image in an answer.
 
         >>> MINIGPT4.render_prompt([Message(role="user", content="Hi?")], system=False)
         '###Human: Hi?###Assistant:'
@@ -99,7 +110,7 @@ class PromptFormat:
         self._check_order(messages)
         text = self.system_prefix + self.system_message + self.system_suffix if system else ""
         for index, message in enumerate(messages):
-            check_tags(message.content, message.images, f"message {index}")
+            check_message(message, f"message {index}")
             if message.role == "user":
                 text += self.user_prefix + message.content + self.user_suffix + self.assistant_prefix
             else:
@@ -118,7 +129,8 @@ class PromptFormat:
         """The messages of a rendered prompt; the reverse of `render_prompt` without a system message.
 
         Raises:
-            PromptFormatError: the text is not in this format, or holds another number of tags than `images`.
+            PromptFormatError: the text is not in this format, holds another number of tags than `images`, or shows
+                an image in an answer.
 
         >>> [m.content for m in MINIGPT4.parse_prompt("###Human: a?###Assistant: b.###Human: c?###Assistant: ")]
         ['a?', 'b.', 'c?']
@@ -128,7 +140,9 @@ class PromptFormat:
             f"{re.escape(self.user_prefix)}(.*?){re.escape(self.user_suffix + self.assistant_prefix)}"
         )
         answered = f"(.+?){re.escape(self.answer_suffix)}(?={re.escape(self.user_prefix)})"
-        turn = re.compile(f"{question_part}(?:{re.escape(self.answer_prefix)}?(?:{answered}|$))", re.DOTALL)
+        turn = re.compile(
+            f"{question_part}(?:(?:{re.escape(self.answer_prefix)})?(?:{answered}|$))", re.DOTALL
+        )
         messages: list[Message] = []
         position, remaining = 0, list(images)
         while position < len(text):
@@ -145,6 +159,7 @@ class PromptFormat:
             del remaining[:count]
             if answer is not None:
                 messages.append(Message(role="assistant", content=answer))
+                check_message(messages[-1], f"message {len(messages) - 1}")
             position = match.end()
         if not messages or messages[-1].role != "user":
             raise PromptFormatError(f"a prompt ends with a user message, got {text[-60:]!r}")

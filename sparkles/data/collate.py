@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from sparkles.data.encoding import Encoded
-from sparkles.types import IGNORE_INDEX
+from sparkles.data.encoding import Encoded, EncodingError
+from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 
 def pad_batch(
@@ -25,9 +25,12 @@ def pad_batch(
         pixel_values: float32[3, H, W] of each image of the batch, flat, in order of use.
 
     Returns:
-        input_ids int64[B, T]; attention_mask int64[B, T], 0 at padding;
+        input_ids int64[B, T]; attention_mask int64[B, T], 0 at padding and what else is not visible;
         labels int64[B, T], `IGNORE_INDEX` at padding, absent if no dialogue has them;
         pixel_values float32[N, 3, H, W], for a batch without images float32[0, 3, 0, 0].
+
+    Raises:
+        EncodingError: a label is part of an image (see `Encoder.unmask_prompt_end`).
     """
     num_images = sum(len(one.images) for one in encoded)
     if num_images != len(pixel_values):
@@ -43,12 +46,23 @@ def pad_batch(
 
     batch = {
         "input_ids": pad([one.input_ids for one in encoded], pad_token_id),
-        "attention_mask": pad([[1] * len(one.input_ids) for one in encoded], 0),
+        "attention_mask": pad([_visibility(one) for one in encoded], 0),
         "pixel_values": torch.stack(list(pixel_values)) if pixel_values else torch.empty(0, 3, 0, 0),
     }
     labels = [one.labels for one in encoded if one.labels is not None]
     if labels:
         if len(labels) != len(encoded):
             raise ValueError(f"only {len(labels)} of {len(encoded)} dialogues of a batch have labels")
+        if any(IMAGE_TOKEN_ID in row for row in labels):
+            raise EncodingError(
+                "a label is part of an image, which no model can predict: max_length cut the prompt inside an image; "
+                "set unmask_prompt_end=false or raise max_length"
+            )
         batch["labels"] = pad(labels, IGNORE_INDEX)
     return batch
+
+
+def _visibility(one: Encoded) -> list[int]:
+    """int[T], 1 at the tokens that the model may look at."""
+    visible = range(len(one.input_ids))[one.visible]
+    return [int(place in visible) for place in range(len(one.input_ids))]

@@ -1,9 +1,10 @@
 """The LightningDataModule: reads the subsets, mixes them, encodes dialogues and images into batches."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
 import numpy as np
@@ -14,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from sparkles.data.annotations import AnnotationError, read_samples
+from sparkles.data.annotations import AnnotationError, Reading, read_file, report
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder, Tokenizer
 from sparkles.data.images import ImageTransform, load_image
@@ -23,6 +24,9 @@ from sparkles.prompt_format import PromptFormat
 from sparkles.types import Image, InputError, Sample
 
 Batch = dict[str, torch.Tensor]
+OnBadRecord = Literal["stop", "skip"]
+
+log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 2 * 1024**3
 """Pixels that `cache_images` keeps at most, in each worker."""
@@ -109,9 +113,12 @@ class SparklesDataModule(L.LightningDataModule):
         train_transform: for training images; may be random.
         eval_transform: for validation and, through callbacks, benchmarks.
         max_length: tokens of a dialogue with its image slots.
+        max_prompt_length, cut_anywhere, unmask_prompt_end, system_in_training: see `Encoder`.
         batch_size: dialogues of a batch, over all processes.
         steps: optimizer steps of an epoch.
         cache_images: keep pixels in memory; for a transform that is not random.
+        on_bad_record: "stop" the run and name the records that are malformed or lack images; or "skip" them, which
+            is reported at the start.
         prepare: called once before anything is read, to make or fetch the files.
     """
 
@@ -125,6 +132,10 @@ class SparklesDataModule(L.LightningDataModule):
         train_transform: ImageTransform,
         eval_transform: ImageTransform,
         max_length: int,
+        max_prompt_length: int | None = None,
+        cut_anywhere: bool = False,
+        unmask_prompt_end: bool = False,
+        system_in_training: bool = False,
         batch_size: int,
         steps: int,
         val_subsets: dict[str, SubsetSpec] | None = None,
@@ -132,9 +143,14 @@ class SparklesDataModule(L.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         cache_images: bool = False,
+        on_bad_record: OnBadRecord = "stop",
         prepare: Callable[[], object] | None = None,
     ) -> None:
         super().__init__()
+        if on_bad_record not in get_args(OnBadRecord):
+            raise InputError(
+                f"on_bad_record={on_bad_record!r}, expected 'stop' or 'skip'; set data.on_bad_record"
+            )
         if eval_transform.train:
             raise InputError("eval_transform is random (train=True); set data.eval_transform.train=false")
         if cache_images and train_transform.train:
@@ -149,6 +165,10 @@ class SparklesDataModule(L.LightningDataModule):
             prompt_format=prompt_format,
             num_query_tokens=num_query_tokens,
             max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            cut_anywhere=cut_anywhere,
+            unmask_prompt_end=unmask_prompt_end,
+            system_in_training=system_in_training,
         )
         self.train_transform = train_transform
         self.eval_transform = eval_transform
@@ -158,6 +178,7 @@ class SparklesDataModule(L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.cache_images = cache_images
+        self.on_bad_record = on_bad_record
         self._prepare = prepare
         self._train_samples: dict[str, list[Sample]] = {}
         self._val_samples: dict[str, list[Sample]] = {}
@@ -172,14 +193,15 @@ class SparklesDataModule(L.LightningDataModule):
 
         Raises:
             FileNotFoundError: lists every annotation file and image folder that is missing.
-            AnnotationError: lists the records that are malformed or whose images are missing.
+            AnnotationError: lists the records that are malformed or whose images are missing, unless
+                `on_bad_record="skip"`; or a file is none of annotations at all.
             InputError: the mixture is empty.
         """
         train = self.subsets if stage == "fit" else {}
         _check_paths([*train.values(), *self.val_subsets.values()])
-        self._val_samples = self._val_samples or _read_all(self.val_subsets)
+        self._val_samples = self._val_samples or self._read_all(self.val_subsets)
         if train and not self._train_samples:
-            self._train_samples = _read_all(train)
+            self._train_samples = self._read_all(train)
             self._print_mixture(self._make_mixture())
 
     def train_dataloader(self) -> MixtureLoader:
@@ -227,6 +249,31 @@ class SparklesDataModule(L.LightningDataModule):
             for spec in specs
             if spec.ratio > 0
             for path in spec.annotation_files
+        }
+
+    def _read_all(self, specs: Mapping[str, SubsetSpec]) -> dict[str, list[Sample]]:
+        """Samples of each subset that is in use; problems of all files are reported together."""
+        readings: dict[str, list[Reading[Sample]]] = {}
+        unreadable = []
+        for name, spec in specs.items():
+            if spec.ratio > 0:
+                folder, readings[name] = spec.folder, []
+                for file in spec.annotation_files:
+                    try:
+                        readings[name].append(read_file(file, spec.reader.parse, folder))
+                    except AnnotationError as error:
+                        unreadable.append(str(error))
+        bad = [reading for group in readings.values() for reading in group if reading.problems]
+        if unreadable:
+            raise AnnotationError("\n".join([*unreadable, report(bad)]).rstrip())
+        if bad and self.on_bad_record == "stop":
+            raise AnnotationError(
+                f"{report(bad)}\nrepair them, or leave them out with data.on_bad_record=skip"
+            )
+        _log_skipped(bad)
+        return {
+            name: [sample for reading in group for sample in reading.values]
+            for name, group in readings.items()
         }
 
     def _make_mixture(self) -> Mixture:
@@ -301,17 +348,9 @@ def _check_paths(specs: Sequence[SubsetSpec]) -> None:
         raise FileNotFoundError("\n".join([*missing, "make the data first, or correct data.subsets.<name>"]))
 
 
-def _read_all(specs: Mapping[str, SubsetSpec]) -> dict[str, list[Sample]]:
-    """Samples of each subset that is in use; problems of all files are reported together."""
-    samples: dict[str, list[Sample]] = {}
-    problems = []
-    for name, spec in specs.items():
-        if spec.ratio > 0:
-            try:
-                files = spec.annotation_files
-                samples[name] = [sample for file in files for sample in read_samples(file, spec.folder)]
-            except AnnotationError as error:
-                problems.append(str(error))
-    if problems:
-        raise AnnotationError("\n".join(problems))
-    return samples
+@rank_zero_only
+def _log_skipped(readings: Sequence[Reading[Sample]]) -> None:
+    for reading in readings:
+        log.warning("%s: skipped %d of %d records", reading.path, len(reading.problems), reading.num_records)
+    if readings:
+        log.warning(report(readings))

@@ -4,7 +4,7 @@ T tokens of one dialogue; Q query tokens, so each image fills Q slots in a row, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
 
-    def decode(self, token_ids: list[int]) -> str: ...
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
 
 
 class EncodingError(InputError):
@@ -43,7 +43,9 @@ class Encoded:
     dropped_turns: int = 0
     """Oldest turns left out to fit `max_length`."""
     dropped_tokens: int = 0
-    """Tokens cut from the end of the answer to fit `max_length`."""
+    """Tokens cut off to fit `max_length`: from the end of the answer, or anywhere with `Encoder.cut_anywhere`."""
+    visible: slice = field(default_factory=lambda: slice(None))
+    """What the model may look at: all, unless a cut fell inside an image, whose slots stay together here."""
 
 
 class Encoder:
@@ -52,10 +54,33 @@ class Encoder:
     The text is split at the image placeholders, white space beside a placeholder is dropped, and each segment
     is tokenised on its own: the ids then do not depend on how a tokenizer treats added tokens, and with
     sentencepiece they are the original's.
+
+    Three switches follow the original, or the paper, where that is not what one would want:
+
+    Args:
+        num_query_tokens: Q.
+        max_length: tokens of a dialogue with its image slots.
+        max_prompt_length: tokens of a prompt at inference; None for `max_length`.
+        cut_anywhere: too long a text loses its end in training, be that a question or half an image, and its front
+            at inference, where the system message and the first image are (as the original); otherwise the end of
+            the answer, then whole turns.
+        unmask_prompt_end: labels begin one token before the end of the prompt as far as `max_length` lets it
+            stand. The original takes that token for the space in front of the answer; if the prompt was cut, it is
+            a word of the question or part of an image.
+        system_in_training: training texts begin with the system message (as the paper says, not its code).
     """
 
     def __init__(
-        self, *, tokenizer: Tokenizer, prompt_format: PromptFormat, num_query_tokens: int, max_length: int
+        self,
+        *,
+        tokenizer: Tokenizer,
+        prompt_format: PromptFormat,
+        num_query_tokens: int,
+        max_length: int,
+        max_prompt_length: int | None = None,
+        cut_anywhere: bool = False,
+        unmask_prompt_end: bool = False,
+        system_in_training: bool = False,
     ) -> None:
         if prompt_format.add_bos and tokenizer.bos_token_id is None:
             raise EncodingError(
@@ -66,6 +91,10 @@ class Encoder:
         self.prompt_format = prompt_format
         self.num_query_tokens = num_query_tokens
         self.max_length = max_length
+        self.max_prompt_length = max_prompt_length or max_length
+        self.cut_anywhere = cut_anywhere
+        self.unmask_prompt_end = unmask_prompt_end
+        self.system_in_training = system_in_training
 
     @property
     def pad_token_id(self) -> int:
@@ -90,32 +119,34 @@ class Encoder:
         # Prompt and answer are tokenised jointly: where they meet, a token may hold the end of one and the start
         # of the other, and then it belongs to the answer.
         messages, prompt_ids, input_ids = self._fit(
-            sample.prompt.messages, system=False, limit=self.max_length - 1, answer=answer
+            sample.prompt.messages, system=self.system_in_training, answer=answer
         )
         start = _common_prefix(prompt_ids, input_ids)
-        labels = [IGNORE_INDEX] * start + input_ids[start:]
-        return Encoded(
-            input_ids=input_ids[: self.max_length],
-            labels=labels[: self.max_length],
+        if self.unmask_prompt_end:
+            start = self._end_of_masked_prompt(messages)
+        encoded = Encoded(
+            input_ids=input_ids,
+            labels=[IGNORE_INDEX] * start + input_ids[start:],
             images=images_of(messages),
             dropped_turns=_num_turns(sample.prompt.messages) - _num_turns(messages),
-            dropped_tokens=max(0, len(input_ids) - self.max_length),
         )
+        return self._cut(encoded, start=0, stop=min(len(input_ids), self.max_length))
 
     def encode_prompt(self, prompt: Prompt, *, system: bool = True) -> Encoded:
         """A prompt that waits for its answer; if it is too long, its oldest turns are left out.
 
         Raises:
-            EncodingError: the last turn alone exceeds `max_length`.
+            EncodingError: the last turn alone exceeds `max_prompt_length`.
             PromptFormatError: tags and images do not match.
         """
-        messages, input_ids, _ = self._fit(prompt.messages, system=system, limit=self.max_length)
-        return Encoded(
+        messages, input_ids, _ = self._fit(prompt.messages, system=system)
+        encoded = Encoded(
             input_ids=input_ids,
             labels=None,
             images=images_of(messages),
             dropped_turns=_num_turns(prompt.messages) - _num_turns(messages),
         )
+        return self._cut(encoded, start=max(0, len(input_ids) - self.max_prompt_length), stop=len(input_ids))
 
     def describe(self, encoded: Encoded) -> rich.text.Text:
         """The tokens as text: bold green with loss, plain without, image slots counted in brackets."""
@@ -133,26 +164,58 @@ class Encoder:
         return description
 
     def _fit(
-        self, messages: Sequence[Message], *, system: bool, limit: int, answer: str = ""
+        self, messages: Sequence[Message], *, system: bool, answer: str = ""
     ) -> tuple[Sequence[Message], list[int], list[int]]:
-        """Drop oldest turns until the prompt has at most `limit` tokens.
+        """Drop oldest turns until the prompt is within its limit, and leaves a token to the answer if there is one.
 
         Returns:
             The messages left, the ids of their prompt, and those of prompt and answer together.
         """
+        setting, limit = (
+            ("max_length", self.max_length) if answer else ("max_prompt_length", self.max_prompt_length)
+        )
+        room = limit - bool(answer)
         while True:
             text = self.prompt_format.render_prompt(messages, system=system)
             input_ids, with_answer = self._tokenize(text, answer)
-            if len(input_ids) <= limit:
+            if len(input_ids) <= room or self.cut_anywhere:
                 return messages, input_ids, with_answer
             if len(messages) == 1:
                 raise EncodingError(
                     f"the last turn alone needs {len(input_ids)} tokens ({len(messages[0].images)} images of "
-                    f"{self.num_query_tokens} among them), but max_length={self.max_length} leaves {limit} "
-                    f"for the prompt; set max_length to at least {self.max_length + len(input_ids) - limit}, "
+                    f"{self.num_query_tokens} among them), but {setting}={limit} leaves {room} "
+                    f"for the prompt; set {setting} to at least {limit + len(input_ids) - room}, "
                     f"or leave this dialogue out. Text: {text[:80]!r}"
                 )
             messages = messages[2:]
+
+    def _end_of_masked_prompt(self, messages: Sequence[Message]) -> int:
+        """How many tokens the original leaves without loss: see `unmask_prompt_end`."""
+        space = self.prompt_format.answer_prefix
+        text = self.prompt_format.render_prompt(messages, system=self.system_in_training)
+        _, instruction_ids = self._tokenize(text, space)
+        return min(len(instruction_ids), self.max_length) - space.endswith(" ")
+
+    def _cut(self, encoded: Encoded, *, start: int, stop: int) -> Encoded:
+        """The tokens from `start` to `stop`, and invisible ones to complete an image that is cut at either end."""
+        slots_before = encoded.input_ids[:start].count(IMAGE_TOKEN_ID)
+        slots_until = encoded.input_ids[:stop].count(IMAGE_TOKEN_ID)
+        before, behind = slots_before % self.num_query_tokens, -slots_until % self.num_query_tokens
+        kept = slice(start - before, stop + behind)
+        visible = slice(before, before + stop - start)
+        labels = None
+        if encoded.labels is not None:
+            labels = [IGNORE_INDEX] * before + encoded.labels[start:stop] + [IGNORE_INDEX] * behind
+        return replace(
+            encoded,
+            input_ids=encoded.input_ids[kept],
+            labels=labels,
+            images=encoded.images[
+                slots_before // self.num_query_tokens : (slots_until + behind) // self.num_query_tokens
+            ],
+            dropped_tokens=len(encoded.input_ids) - (stop - start),
+            visible=visible,
+        )
 
     def _tokenize(self, text: str, answer: str) -> tuple[list[int], list[int]]:
         """int[T] of a rendered text, without and with the answer; `num_query_tokens` slots for each placeholder."""

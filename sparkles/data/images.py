@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import PIL.Image
@@ -20,32 +20,48 @@ class ImageError(InputError):
     """An image that is not where it should be or cannot be decoded."""
 
 
+class MissingImageError(ImageError):
+    """A folder lacks an image."""
+
+
 @dataclass(frozen=True)
 class ImageFolder:
     """Finds the file of an image id: the first of `patterns` that exists under `root`."""
 
     root: Path
     patterns: Sequence[str] = IMAGE_PATTERNS
+    _listings: dict[Path, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def find(self, image_id: int | str) -> Path:
-        """Path of the image's file.
+        """Path of the image's file, among those that lay in its folder when it was first asked for.
 
         Raises:
-            ImageError: there is none, or the id points out of the folder.
+            MissingImageError: there is none.
+            ImageError: the id points out of the folder.
         """
-        root = Path(os.path.normpath(self.root))
-        names = [pattern.format(image_id=image_id) for pattern in self.patterns]
-        for name in names:
-            # Compared without resolving links, so that a folder of links to images kept elsewhere works.
-            path = Path(os.path.normpath(root / name))
-            if not path.is_relative_to(root):
+        tried = []
+        for pattern in self.patterns:
+            # The name is judged, not where links lead: a folder of links to images kept elsewhere works.
+            path = Path(os.path.normpath(pattern.format(image_id=image_id)))
+            if path.is_absolute() or path.parts[:1] == (os.pardir,):
                 raise ImageError(f"image id {image_id!r} leads out of the image folder {self.root}")
-            if path.is_file():
-                return path
-        where = self.root if Path(self.root).is_dir() else f"{self.root}, which is no folder"
-        raise ImageError(
-            f"image {image_id} not found in {where}; tried {', '.join(names)}: add the file or correct the folder"
+            if path.name in self._file_names(path.parent):
+                return self.root / path
+            tried.append(str(path))
+        where = self.root if self.root.is_dir() else f"{self.root}, which is no folder"
+        raise MissingImageError(
+            f"image {image_id} not found in {where}; tried {', '.join(tried)}: add the file or correct the folder"
         )
+
+    def _file_names(self, folder: Path) -> frozenset[str]:
+        """Files of a folder under `root`, listed once: asking the disk for each of 100,000 images is slow."""
+        if folder not in self._listings:
+            try:
+                with os.scandir(self.root / folder) as entries:
+                    self._listings[folder] = frozenset(entry.name for entry in entries if entry.is_file())
+            except (OSError, ValueError):  # there is none, or no folder can have such a name
+                self._listings[folder] = frozenset()
+        return self._listings[folder]
 
 
 def load_image(image: Image) -> PIL.Image.Image:

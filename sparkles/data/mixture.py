@@ -7,7 +7,7 @@ i is the same for any number of workers, of processes, and of times that the run
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from sparkles.data.images import IMAGE_PATTERNS, ImageFolder
+from sparkles.data.sources import Reader, TrainingFile
 from sparkles.types import InputError
 
 Mix = Literal["per_sample", "per_batch"]
@@ -27,13 +28,15 @@ class SubsetSpec:
 
     name: str
     annotations: Path
-    """Training file, one record a turn; or a pattern for several, such as `..._turn1_*img.json`."""
+    """File in the reader's format; or a pattern for several, such as `..._turn1_*img.json`."""
     images: Path
     """Folder of its images."""
     ratio: float = 1.0
     """Share relative to the other subsets' ratios, whatever the sizes; 0 leaves the subset out."""
     image_patterns: tuple[str, ...] = IMAGE_PATTERNS
     """File names to try for an image id."""
+    reader: Reader = field(default_factory=TrainingFile)
+    """Knows the format of the file: the original's training file, or another of `sparkles.data.sources`."""
 
     def __post_init__(self) -> None:
         if self.ratio < 0:

@@ -1,11 +1,12 @@
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 import torch
 
 from sparkles.data.collate import pad_batch
-from sparkles.data.encoding import Encoded
-from sparkles.types import Image
+from sparkles.data.encoding import Encoded, EncodingError
+from sparkles.types import IMAGE_TOKEN_ID, Image
 
 LONG = Encoded(input_ids=[5, 6, 7], labels=[-100, 6, 7], images=(Image(image_id=1), Image(image_id=2)))
 SHORT = Encoded(input_ids=[8], labels=[8], images=())
@@ -51,3 +52,17 @@ def test_prompts_and_samples_do_not_mix() -> None:
     prompt = Encoded(input_ids=[8], labels=None, images=())
     with pytest.raises(ValueError, match="only 1 of 2 dialogues of a batch have labels"):
         pad_batch([SHORT, prompt], [], pad_token_id=9, side="right")
+
+
+@pytest.mark.parametrize(("side", "mask"), [("right", [0, 1, 0, 0]), ("left", [0, 0, 1, 0])])
+def test_what_is_not_visible_is_masked_like_padding(side: Literal["left", "right"], mask: list[int]) -> None:
+    cut = replace(LONG, visible=slice(1, 2))
+    longer = Encoded(input_ids=[1, 2, 3, 4], labels=[1, 2, 3, 4], images=())
+    batch = pad_batch([cut, longer], PIXELS, pad_token_id=9, side=side)
+    assert batch["attention_mask"].tolist() == [mask, [1, 1, 1, 1]]
+
+
+def test_a_label_that_is_part_of_an_image_is_refused() -> None:
+    cut = replace(LONG, labels=[-100, -100, IMAGE_TOKEN_ID])
+    with pytest.raises(EncodingError, match=r"a label is part of an image.* set unmask_prompt_end=false"):
+        pad_batch([cut], PIXELS, pad_token_id=9, side="right")

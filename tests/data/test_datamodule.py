@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sparkles.data.annotations import AnnotationError
+from sparkles.data.annotations import AnnotationError, write_dialogues
 from sparkles.data.datamodule import SampleDataset, SparklesDataModule
 from sparkles.data.images import ImageTransform
 from sparkles.data.mixture import Draw, SubsetSpec
+from sparkles.data.sources import DialogueFile
 from sparkles.prompt_format import MINIGPT4
+from sparkles.types import Dialogue, Message
 
 Batch = dict[str, torch.Tensor]
 MakeDataModule = Callable[..., SparklesDataModule]
@@ -226,6 +229,107 @@ def test_bad_records_of_all_files_are_reported_at_once(
         (tmp_path / f"{name}.json").write_text('[{"question": 1}]')
     with pytest.raises(AnnotationError, match=r"(?s)cc.json, record 0: .*vg.json, record 0: "):
         make_datamodule().setup("fit")
+
+
+def test_skipping_bad_records_says_which_and_how_many(
+    make_datamodule: MakeDataModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(tmp_path / "cc.json", 1)
+    (tmp_path / "vg" / "vg2-0.png").unlink()
+    datamodule = make_datamodule(on_bad_record="skip", batch_size=5)
+    (batch, *_) = batches_of(datamodule)
+    assert len(batch["input_ids"]) == 5
+    said = caplog.text
+    assert f"{tmp_path}/cc.json: skipped 1 of 5 records" in said
+    assert f"{tmp_path}/cc.json, record 1: no 'fix_answer' or 'answer'" in said
+    assert f"{tmp_path}/vg.json: skipped 1 of 7 records" in said
+    assert f"{tmp_path}/vg.json, record 2: image vg2-0 not found" in said
+    assert f"{tmp_path}/vg lacks 1 of the images in use: vg2-0" in said
+    assert "unused" not in said
+    dataset = datamodule.train_dataloader().dataset
+    assert isinstance(dataset, SampleDataset)
+    assert [sample.answer for sample in dataset.samples["cc"]] == [f"cc answer {n}" for n in (0, 2, 3, 4)]
+
+
+def spoil(path: Path, index: int) -> None:
+    """Take the answer out of a record."""
+    records = json.loads(path.read_text())
+    del records[index]["answer"]
+    path.write_text(json.dumps(records))
+
+
+def test_a_bad_record_stops_the_run_and_the_way_around_it_is_named(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    spoil(tmp_path / "cc.json", 3)
+    expected = r"(?s)cc.json, record 3: no 'fix_answer' or 'answer'.*data.on_bad_record=skip"
+    with pytest.raises(AnnotationError, match=expected):
+        make_datamodule().setup("fit")
+
+
+def test_images_that_two_files_miss_are_counted_over_both(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    again = tmp_path / "cc_again.json"
+    again.write_text((tmp_path / "cc.json").read_text())
+    for picture in (tmp_path / "cc").iterdir():
+        picture.unlink()
+    specs = {
+        name: SubsetSpec(name=name, annotations=tmp_path / f"{name}.json", images=tmp_path / "cc")
+        for name in ("cc", "cc_again")
+    }
+    with pytest.raises(AnnotationError) as caught:
+        make_datamodule(subsets=specs).setup("fit")
+    assert f"{tmp_path}/cc lacks 4 of the images in use: cc1-0, cc2-0, cc2-1, cc4-0" in str(caught.value)
+
+
+def test_skipping_does_not_pass_over_a_file_that_breaks_off(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    path = tmp_path / "cc.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(AnnotationError, match=r"cc.json, record \d: not JSON in UTF-8"):
+        make_datamodule(on_bad_record="skip").setup("fit")
+
+
+def test_a_subset_of_which_nothing_is_left_is_refused(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    (tmp_path / "cc.json").write_text('[{"question": 1}]')
+    with pytest.raises(ValueError, match="subsets without samples: cc"):
+        make_datamodule(on_bad_record="skip").setup("fit")
+
+
+def test_an_unknown_way_to_treat_bad_records_is_refused(make_datamodule: MakeDataModule) -> None:
+    with pytest.raises(ValueError, match="on_bad_record='ignore', expected 'stop' or 'skip'"):
+        make_datamodule(on_bad_record="ignore")
+
+
+def test_dialogues_of_any_length_are_batched_also_where_a_batch_has_no_images(
+    make_datamodule: MakeDataModule, user: Callable[..., Message], tmp_path: Path
+) -> None:
+    def say(text: str) -> Message:
+        return Message(role="assistant", content=text)
+
+    text_only = Dialogue(
+        messages=(user("hello"), say("Hi."), user("how are you"), say("Well."), user("?"), say("!"))
+    )
+    with_images = Dialogue(messages=(user("a", "vg1-0", "vg2-0", "vg2-1"), say("A."), user("b"), say("B.")))
+    for name, dialogue in (("text", text_only), ("long", with_images)):
+        write_dialogues(tmp_path / f"{name}.json", [dialogue])
+    specs = {
+        name: SubsetSpec(
+            name=name, annotations=tmp_path / f"{name}.json", images=tmp_path / "vg", reader=DialogueFile()
+        )
+        for name in ("text", "long")
+    }
+    for chosen, num_images in ((["text"], [0]), (["long"], [6]), (["text", "long"], [0, 3, 6, 9, 12])):
+        datamodule = make_datamodule(
+            subsets={name: specs[name] for name in chosen}, batch_size=2 * len(chosen)
+        )
+        for batch in batches_of(datamodule):
+            assert len(batch["pixel_values"]) in num_images
+            assert (batch["input_ids"] == -200).sum() == 3 * len(batch["pixel_values"])
 
 
 def test_two_subsets_of_one_name_are_refused(make_datamodule: MakeDataModule) -> None:

@@ -1,19 +1,15 @@
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 
-from sparkles.data.annotations import read_samples, samples_of
+from sparkles.data.annotations import samples_of
 from sparkles.data.encoding import Encoder, EncodingError
-from sparkles.prompt_format import IMAGE_PLACEHOLDER, MINIGPT4, PromptFormatError
-from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID, Dialogue, Image, Message, Prompt, Sample
+from sparkles.prompt_format import MINIGPT4, PromptFormatError
+from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID, Dialogue, Message, Prompt, Sample
 
 SLOTS = [IMAGE_TOKEN_ID] * 3
-GOLDEN_IMAGE_IDS = (600, 601)  # the original's <ImageHere> and the <ImagePad>s behind it
 
 
 def codes(text: str) -> list[int]:
@@ -194,62 +190,80 @@ def test_a_description_marks_the_loss_and_counts_image_slots(
     assert marked == [" IMAGE#7 is larger.###"]
 
 
-class SentencePieceTokenizer:
-    """The recorded tokenizer without the layers of transformers."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, None
-
-    def __init__(self, path: Path) -> None:
-        sentencepiece = pytest.importorskip("sentencepiece")
-        self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
-        return {"input_ids": self.model.encode(text)}
-
-    def decode(self, token_ids: list[int]) -> str:
-        return str(self.model.decode(token_ids))
-
-
-@pytest.fixture
-def golden_encoder(golden_dir: Path) -> Encoder:
-    tokenizer: Any = SentencePieceTokenizer(golden_dir / "llama" / "tokenizer.model")
-    return Encoder(tokenizer=tokenizer, prompt_format=MINIGPT4, num_query_tokens=8, max_length=1024)
+def test_with_cut_anywhere_a_long_sample_loses_its_end_wherever_that_is(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    sample = samples_of(dialogue)[0]
+    whole = make_encoder().encode_sample(sample)
+    for max_length in range(1, len(whole.input_ids) + 1):
+        encoded = make_encoder(max_length=max_length, cut_anywhere=True).encode_sample(sample)
+        assert whole.labels is not None
+        assert encoded.labels is not None
+        assert encoded.input_ids[encoded.visible] == whole.input_ids[:max_length]
+        assert encoded.labels[encoded.visible] == whole.labels[:max_length]
+        assert encoded.dropped_tokens == len(whole.input_ids) - max_length
+        # An image that is cut keeps its slots, out of sight and without loss.
+        assert encoded.input_ids.count(IMAGE_TOKEN_ID) == 3 * len(encoded.images)
+        assert set(encoded.labels[encoded.visible.stop :]) <= {IGNORE_INDEX}
 
 
-def slots_as_ours(token_ids: list[int]) -> list[int]:
-    return [IMAGE_TOKEN_ID if token_id in GOLDEN_IMAGE_IDS else token_id for token_id in token_ids]
+def test_with_cut_anywhere_a_long_prompt_loses_its_front(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    prompt = Prompt(messages=dialogue.messages[:3])
+    whole = make_encoder().encode_prompt(prompt)
+    seen = set()
+    for limit in range(1, len(whole.input_ids) + 1):
+        encoded = make_encoder(max_prompt_length=limit, cut_anywhere=True).encode_prompt(prompt)
+        assert encoded.input_ids[encoded.visible] == whole.input_ids[-limit:]
+        assert encoded.input_ids.count(IMAGE_TOKEN_ID) == 3 * len(encoded.images)
+        assert encoded.images == whole.images[len(whole.images) - len(encoded.images) :]
+        seen.add(len(encoded.images))
+    assert seen == {0, 1, 2, 3}
 
 
-def test_samples_have_the_ids_and_labels_of_the_original(golden_dir: Path, golden_encoder: Encoder) -> None:
-    recorded = safetensors.torch.load_file(golden_dir / "samples.safetensors")
-    compared = 0
-    for sample in read_samples(golden_dir / "annotations.json"):
-        name = sample.prompt.item_id
-        if name.startswith("no_trailing_space"):
-            continue  # the format puts a space before every answer; that file had none
-        encoded = golden_encoder.encode_sample(sample)
-        assert encoded.input_ids == slots_as_ours(recorded[f"{name}/input_ids"][0].tolist()), name
-        assert encoded.labels == recorded[f"{name}/labels"][0].tolist(), name
-        compared += 1
-    assert compared == 8
+def test_the_limit_of_prompts_is_that_of_samples_unless_it_is_set(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    prompt = Prompt(messages=dialogue.messages[:3])
+    needed = len(make_encoder().encode_prompt(prompt).input_ids)
+    assert make_encoder(max_length=needed - 1).encode_prompt(prompt).dropped_turns == 1
+    assert make_encoder(max_length=1, max_prompt_length=needed).encode_prompt(prompt).dropped_turns == 0
+    with pytest.raises(EncodingError, match="max_prompt_length=20 leaves 20 for the prompt"):
+        make_encoder(max_prompt_length=20).encode_prompt(prompt)
 
 
-def test_an_answer_is_cut_where_the_original_cuts_it(golden_dir: Path, golden_encoder: Encoder) -> None:
-    recorded = safetensors.torch.load_file(golden_dir / "samples.safetensors")
-    samples = {sample.prompt.item_id: sample for sample in read_samples(golden_dir / "annotations.json")}
-    golden_encoder.max_length = 85
-    encoded = golden_encoder.encode_sample(samples["turn1_2img"])
-    assert encoded.input_ids == slots_as_ours(recorded["cut_in_answer/input_ids"][0].tolist())
-    assert encoded.labels == recorded["cut_in_answer/labels"][0].tolist()
+def test_with_unmask_prompt_end_the_last_token_of_a_cut_prompt_is_a_label(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    sample = samples_of(dialogue)[0]
+    whole = make_encoder().encode_sample(sample)
+    assert make_encoder(unmask_prompt_end=True).encode_sample(sample) == whole
+    encoder = make_encoder(max_length=12, cut_anywhere=True, unmask_prompt_end=True)
+    assert encoder.encode_sample(sample).labels == [IGNORE_INDEX] * 11 + [whole.input_ids[11]]
 
 
-def test_prompts_have_the_ids_of_the_original(golden_dir: Path, golden_encoder: Encoder) -> None:
-    chats = json.loads((golden_dir / "inference.json").read_text(encoding="utf-8"))["chats"]
-    for turn in [turn for chat in chats.values() for turn in chat["turns"]]:
-        text = turn["prompt"].removeprefix(MINIGPT4.system_message)
-        images = [Image(image_id=place) for place in range(text.count(IMAGE_PLACEHOLDER))]
-        messages = MINIGPT4.parse_prompt(text, images)
-        expected, *segments = turn["segment_ids"]
-        for segment in segments:
-            expected = expected + [IMAGE_TOKEN_ID] * 8 + segment
-        assert golden_encoder.encode_prompt(Prompt(messages=messages)).input_ids == expected, text
+def test_a_training_text_can_begin_with_the_system_message(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    sample = samples_of(dialogue)[0]
+    encoded = make_encoder(system_in_training=True).encode_sample(sample)
+    prompt = make_encoder().encode_prompt(sample.prompt).input_ids
+    assert encoded.input_ids == [*prompt, *codes(" IMAGE#7 is larger.###")]
+    assert encoded.labels == [IGNORE_INDEX] * len(prompt) + codes(" IMAGE#7 is larger.###")
+
+
+@pytest.mark.parametrize("num_turns", [1, 3, 6])
+def test_dialogues_of_any_length_and_turns_without_images(
+    make_encoder: Callable[..., Encoder], user: Callable[..., Message], num_turns: int
+) -> None:
+    messages: list[Message] = []
+    for turn in range(num_turns):
+        images = range(turn * 10, turn * 10 + turn % 3)  # none, one, two, none, ...
+        messages += [user(f"q{turn}", *images), Message(role="assistant", content=f"a{turn}")]
+    samples = samples_of(Dialogue(messages=tuple(messages)))
+    assert [loss_text(make_encoder(), sample) for sample in samples] == [
+        f" a{t}###" for t in range(num_turns)
+    ]
+    encoded = make_encoder().encode_sample(samples[-1])
+    assert encoded.input_ids.count(IMAGE_TOKEN_ID) == 3 * sum(turn % 3 for turn in range(num_turns))

@@ -1,4 +1,3 @@
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -62,21 +61,6 @@ def test_serials_number_the_stream() -> None:
 def test_a_subset_of_ratio_zero_is_never_drawn() -> None:
     mixture = make_mixture(sizes={"cc": 5, "vg": 0}, ratios={"cc": 1, "vg": 0})
     assert {draw.subset for draw in stream(mixture, 10)} == {"cc"}
-
-
-def test_per_batch_draws_the_subsets_of_the_original(golden_dir: Path) -> None:
-    recorded = json.loads((golden_dir / "functions.json").read_text(encoding="utf-8"))["dataset_mixing"]
-    for case in (recorded["paper_ratios"], recorded["other"]):
-        ratios = {str(place): ratio for place, ratio in enumerate(case["ratios"])}
-        mixture = Mixture(
-            sizes=dict.fromkeys(ratios, 9),
-            ratios=ratios,
-            batch_size=2,
-            mix="per_batch",
-            seed=case["python_random_seed"],
-        )
-        draws = [int(mixture.batch_indices(step)[0].subset) for step in range(len(case["draws"]))]
-        assert draws == case["draws"]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
