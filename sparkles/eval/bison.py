@@ -7,7 +7,7 @@ Reads the original's annotation file: a list of `{"evaluation_id", "caption", "t
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from sparkles.data.annotations import AnnotationError
 from sparkles.data.images import ImageFolder
@@ -32,8 +32,13 @@ class Bison:
     seed: int = 0
     prompt_file: str = "bison"
     """Name of a shipped prompt, or path of a text with $caption."""
+    original_answers: bool = False
+    """Read answers as the published code did, see `sparkles.eval.original`."""
     name: str = "bison"
-    scorer: ClassVar = ChoiceScorer(options=("IMAGE#1", "IMAGE#2"))
+
+    @property
+    def scorer(self) -> ChoiceScorer:
+        return ChoiceScorer(options=("IMAGE#1", "IMAGE#2"), original_answers=self.original_answers)
 
     def items(self) -> list[Item]:
         folder = ImageFolder(Path(self.images), patterns=("{image_id}",))

@@ -7,7 +7,7 @@ laid out like the published splits: `<split>.json` with a record per line, and `
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from sparkles.data.images import ImageFolder
 from sparkles.eval.benchmark import BenchmarkError, Item, fill_prompt, read_items
@@ -33,8 +33,9 @@ class NLVR:
     seed: int = 0
     prompt_file: str = "nlvr"
     """Name of a shipped prompt, or path of a text with $sentence."""
+    original_answers: bool = False
+    """Read answers as the published code did, see `sparkles.eval.original`."""
     name: str = "nlvr"
-    scorer: ClassVar = ChoiceScorer(options=OPTIONS)
 
     @property
     def annotations(self) -> Path:
@@ -48,6 +49,10 @@ class NLVR:
                 "one <split>.json beside images/; correct root=..., or set split=... where there are several"
             )
         return found[0]
+
+    @property
+    def scorer(self) -> ChoiceScorer:
+        return ChoiceScorer(options=OPTIONS, original_answers=self.original_answers)
 
     def items(self) -> list[Item]:
         annotations = self.annotations

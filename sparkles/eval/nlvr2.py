@@ -7,7 +7,7 @@ Reads NLVR2's JSON lines and the original's list of the same records: `{"sentenc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from sparkles.data.annotations import AnnotationError
 from sparkles.data.images import ImageFolder
@@ -32,8 +32,13 @@ class NLVR2:
     seed: int = 0
     prompt_file: str = "nlvr2"
     """Name of a shipped prompt, or path of a text with $sentence."""
+    original_answers: bool = False
+    """Read answers as the published code did, see `sparkles.eval.original`."""
     name: str = "nlvr2"
-    scorer: ClassVar = ChoiceScorer(options=OPTIONS)
+
+    @property
+    def scorer(self) -> ChoiceScorer:
+        return ChoiceScorer(options=OPTIONS, original_answers=self.original_answers)
 
     def items(self) -> list[Item]:
         folder = ImageFolder(Path(self.images), patterns=("{image_id}.png", "{image_id}.jpg"))

@@ -1,36 +1,45 @@
-import json
-from pathlib import Path
-
 import pytest
 
+from sparkles.eval import original
 from sparkles.eval.answers import parse_choice
 
 TRUTH = ("TRUE", "FALSE")
 IMAGES = ("IMAGE#1", "IMAGE#2")
 
-DIFFERENT_FROM_THE_ORIGINAL = {
-    ("Therefore, it cannot be true and is FALSE.", TRUTH): "FALSE",
-    ("Therefore, the claim is not false.", TRUTH): "TRUE",  # the original turns only "not true" around
-    ("Therefore, the answer is untrue.", TRUTH): None,  # the original finds "true" within a word
-    ("Therefore, IMAGE#2 is not the best match.", IMAGES): "IMAGE#1",
-    ("Therefore, IMAGE#12 fits.", IMAGES): None,  # another image than IMAGE#1
-    ("Therefore, the answer is IMAGE 2.", IMAGES): "IMAGE#2",
-    ("Therefore, the answer is not IMAGE#2.", IMAGES): "IMAGE#1",
-    ("Therefore, the answer is TRUE and not FALSE.", TRUTH): "TRUE",
-    ("Therefore, not not true.", TRUTH): "TRUE",
-    ("Therefore, the answer is\nimage#1, not image#2.", IMAGES): "IMAGE#1",
-}
+DIFFERENT_FROM_THE_ORIGINAL = [
+    ("Therefore, it cannot be true and is FALSE.", TRUTH, None, "FALSE"),
+    ("Therefore, the claim is not false.", TRUTH, "FALSE", "TRUE"),  # turns only "not <first>" around
+    ("Therefore, the answer is untrue.", TRUTH, "TRUE", None),  # finds an option within a word
+    ("Therefore, IMAGE#2 is not the best match.", IMAGES, "IMAGE#2", "IMAGE#1"),
+    ("Therefore, IMAGE#12 fits.", IMAGES, "IMAGE#1", None),
+    ("Therefore, the answer is IMAGE 2.", IMAGES, None, "IMAGE#2"),
+    ("Therefore, the answer is not IMAGE#2.", IMAGES, "IMAGE#2", "IMAGE#1"),
+    ("Therefore, the answer is TRUE and not FALSE.", TRUTH, None, "TRUE"),
+    ("Therefore, not not true.", TRUTH, "FALSE", "TRUE"),
+    ("Therefore, the answer is\nimage#1, not image#2.", IMAGES, None, "IMAGE#1"),
+]
 
 
-def test_answers_are_read_as_by_the_original_except_where_it_is_wrong(golden_dir: Path) -> None:
-    records = json.loads((golden_dir / "functions.json").read_text())["extract_answer"]
-    different = {}
-    for record in records:
-        options = tuple(record["options"].split("/"))
-        original = record["result"] and record["result"].upper()
-        if (answer := parse_choice(record["response"], options)) != original:
-            different[record["response"], options] = answer
-    assert different == DIFFERENT_FROM_THE_ORIGINAL
+@pytest.mark.parametrize(("text", "options", "by_the_original", "right"), DIFFERENT_FROM_THE_ORIGINAL)
+def test_where_the_original_reads_an_answer_wrongly(
+    text: str, options: tuple[str, str], by_the_original: str | None, right: str | None
+) -> None:
+    assert original.parse_choice(text, options) == by_the_original
+    assert parse_choice(text, options) == right
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is TRUE.", None),
+        ("Therefore, true or false, who knows.", None),
+        ("Therefore, the answer is TRUE because the right one is false colour.", "TRUE"),
+        ("therefore the answer (true or false) is: false", "FALSE"),
+        ("Therefore, it is not true.", "FALSE"),
+    ],
+)
+def test_what_the_original_reads_as_we_do(text: str, expected: str | None) -> None:
+    assert original.parse_choice(text, TRUTH) == parse_choice(text, TRUTH) == expected
 
 
 @pytest.mark.parametrize(
