@@ -8,7 +8,8 @@ function that takes a config: the user's mistakes end it with a message, bugs wi
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from inspect import Parameter
 from pathlib import Path, PurePath
@@ -177,8 +178,9 @@ def _spell(hint: Any) -> str:
 
 
 def register_resolvers() -> None:
-    """Let configs say `${repo:some/file}` for a path of this checkout, whatever the working directory is."""
+    """What configs may say: `${repo:some/file}`, a path of this checkout, and `${if:${flag},yes,no}`."""
     OmegaConf.register_new_resolver("repo", lambda path: str(CONFIG_DIR.parent / path), replace=True)
+    OmegaConf.register_new_resolver("if", lambda flag, yes, no: yes if flag else no, replace=True)
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -222,6 +224,48 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         return main
 
     return decorate
+
+
+def call(name: str, task: Callable[..., None], pairs: Iterable[str]) -> None:
+    """Call `task` with the `key=value` pairs of a command line that needs no composed config.
+
+    A parameter that takes a list may be given several times. `true`, `null` and numbers are read as such where the
+    type hint allows them, and as text where it does not.
+
+    Raises:
+        InputError: a pair that `task` does not take, or one that it needs and is not there.
+    """
+    parameters, hints = inspect.signature(task).parameters, get_type_hints(task)
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"{name}: expected key=value, got {pair!r}")
+        if key not in parameters:
+            close = _close_words(key, parameters)
+            advice = _did_you_mean(close) if close else f"; it takes {', '.join(parameters)}"
+            raise InputError(f"{name}: unknown key {key!r}{advice}")
+        if get_origin(hints[key]) is Sequence:
+            given.setdefault(key, []).append(_value(name, key, text, get_args(hints[key])[0]))
+        else:
+            given[key] = _value(name, key, text, hints[key])
+    required = [key for key, parameter in parameters.items() if parameter.default is Parameter.empty]
+    if missing := [key for key in required if given.get(key) in (None, "")]:
+        raise InputError(f"{name}: missing {', '.join(missing)}; give {missing[0]}=...")
+    task(**given)
+
+
+def _value(name: str, key: str, text: str, hint: Any) -> object:
+    """
+    >>> _value("power", "num", "150", int | None), _value("compare", "run", "2024", str)
+    (150, '2024')
+    """
+    words = {"true": True, "false": False, "null": None}
+    for read in (words.__getitem__, int, float, str):
+        with suppress(KeyError, ValueError):
+            if _fits(value := read(text), hint):
+                return value
+    raise InputError(f"{name}: {key}={text}; expected {_spell(hint)}")
 
 
 def _message(error: BaseException) -> str:

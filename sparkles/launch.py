@@ -1,4 +1,7 @@
-"""A run from its configuration: build the parts, fit, then measure."""
+"""A run from its configuration: build the parts, fit, then measure; or only say what it would need.
+
+With a `responder`, a model behind an endpoint is measured, and none is built here.
+"""
 
 import logging
 import warnings
@@ -11,24 +14,38 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sparkles.config import validate
+from sparkles.config import ConfigError, validate
 from sparkles.data.datamodule import SparklesDataModule
+from sparkles.dry_run import dry_run
+from sparkles.eval.benchmark import Benchmark
+from sparkles.eval.endpoint import EndpointResponder
 from sparkles.eval.environment import write_environment
+from sparkles.eval.estimate import estimates
 from sparkles.eval.files import file_hash, write_text
+from sparkles.eval.run import IncompleteError, evaluate, read_all
 from sparkles.eval.table import Headline, benchmarks_of, read_metrics, title_of
 from sparkles.models.lightning_module import SparklesModule
+from sparkles.types import Judge
 
 
-def launch(cfg: DictConfig) -> Path:
-    """Fit (unless `fit=false`), run the benchmarks, and return the run directory that holds what they wrote."""
+def launch(cfg: DictConfig) -> None:
+    """Fit (unless `fit=false`) and run the benchmarks; with `dry_run=true`, print what that would need."""
     _silence_chatter()
+    if cfg.get("responder") is not None:
+        _measure_endpoint(cfg)
+        return
+    if cfg.dry_run:
+        dry_run(cfg)
+        return
     validate(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     datamodule: SparklesDataModule = instantiate(cfg.data, _convert_="all")
     module = build_module(cfg)
-    callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
+    # An experiment may hold settings of a callback that was not chosen.
+    chosen = [callback for callback in cfg.callbacks.values() if "_target_" in callback]
+    callbacks = [instantiate(callback, _convert_="all") for callback in chosen]
     loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     trainer: L.Trainer = instantiate(
         cfg.trainer, callbacks=[*callbacks, RunRecord(cfg, run_dir)], logger=loggers
@@ -38,7 +55,6 @@ def launch(cfg: DictConfig) -> Path:
     trainer.validate(module, datamodule, verbose=False)
     if trainer.is_global_zero:
         _print_results(run_dir, cfg.name)
-    return run_dir
 
 
 def build_module(cfg: DictConfig) -> SparklesModule:
@@ -47,6 +63,40 @@ def build_module(cfg: DictConfig) -> SparklesModule:
         model=instantiate(cfg.model, _convert_="all")
     )
     return module
+
+
+def _measure_endpoint(cfg: DictConfig) -> None:
+    """Run the benchmarks on `cfg.responder`; with `dry_run=true`, print calls, tokens and cost.
+
+    Raises:
+        ConfigError: the config does not fit the code, or sets what only a model of this process can do.
+        IncompleteError: the endpoint did not answer everything.
+    """
+    if cfg.blank_images:
+        raise ConfigError(
+            "blank_images=true is not there for an endpoint; responder.captions=true shows no pictures"
+        )
+    validate(cfg)
+    responder: EndpointResponder = instantiate(cfg.responder, _convert_="all")
+    benchmarks: list[Benchmark] = list(instantiate(cfg.benchmark.suite, _convert_="all").values())
+    judge: Judge | None = instantiate(cfg.judge, _convert_="all")
+    if cfg.dry_run:
+        for line in estimates(benchmarks, responder, judge):
+            rich.print(line)
+        return
+    if cfg.data.get("prepare"):
+        instantiate(cfg.data.prepare)()
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    read_all(benchmarks, judge)
+    used = ["name", "seed", "dry_run", "run_dir", "data_root", "responder", "benchmark", "judge"]
+    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, used), resolve=True))
+    write_environment(run_dir, cfg, {})
+    try:
+        evaluate(benchmarks, responder, judge, run_dir)
+    except IncompleteError:
+        _print_results(run_dir, cfg.name)
+        raise
+    _print_results(run_dir, cfg.name)
 
 
 class RunRecord(L.Callback):

@@ -7,7 +7,7 @@ import transformers
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tokenizers import Tokenizer, models
 
 from sparkles.config import CONFIG_DIR, register_resolvers, validate
@@ -15,7 +15,13 @@ from sparkles.prompt_format import MINIGPT4, PromptFormat, image_reference
 from sparkles.types import Image, Message
 
 COMMANDS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
-NEEDED = {"benchmark=nlvr": ["benchmark.root=somewhere"]}
+ROWS_OF_TABLE_3 = ("minigpt4", "minigpt4_star", "descriptions", "reasoning", "sparkleschat")
+NEEDED = {
+    "benchmark=nlvr": ["benchmark.root=somewhere"],
+    **{f"model/qformer={part}": ["model=modern"] for part in ("resampler", "pooling")},
+    **{f"model/qformer={part}": ["model=modern"] for part in ("resampler", "pooling")},
+    **{f"experiment={row}_7b": ["data_root=somewhere"] for row in ROWS_OF_TABLE_3},
+}
 """What an option leaves for the user to say."""
 WHERE = {"data/subset": "data/subset@data.subsets"}
 """How an option of a group is chosen that stands under another name in the config."""
@@ -57,6 +63,48 @@ def test_each_option_fits_the_code(option: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_options_are_found() -> None:
     assert {"experiment=minigpt4", "benchmark=nlvr", "data/subset@data.subsets=vg_turn1"} <= set(options())
+
+
+def test_each_row_of_table_3_is_an_experiment_at_both_sizes() -> None:
+    assert {f"experiment={row}{size}" for row in ROWS_OF_TABLE_3 for size in ("", "_7b")} <= set(options())
+
+
+def test_the_full_size_recipe_is_that_of_the_paper() -> None:
+    cfg = compose("train", ["experiment=sparkleschat_7b"])
+    optimizer, scheduler = cfg.module.optimizer, cfg.module.scheduler
+    assert (cfg.data.steps, cfg.trainer.max_epochs) == (1500, 1)
+    assert (cfg.data.batch_size, cfg.trainer.accumulate_grad_batches) == (8, 1)
+    assert (optimizer.lr, optimizer.weight_decay, list(optimizer.betas)) == (3e-5, 0.05, [0.9, 0.999])
+    assert (scheduler.warmup_steps, scheduler.warmup_lr, scheduler.min_lr) == (400, 1e-6, 1e-5)
+    assert (cfg.trainer.devices, cfg.trainer.gradient_clip_val) == ("auto", None)
+
+    def share(of: str) -> float:
+        return sum(spec.ratio for spec in cfg.data.subsets.values() if of in spec.name)
+
+    assert share("CC") == share("VG") == (share("turn1") + share("turn2")) / 2
+    assert share("turn1") == 2 * share("turn2")
+
+
+def test_paper_exact_is_laid_over_the_full_size_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ("experiment=[sparkleschat_7b,paper_exact]", "data_root=somewhere")
+    cfg = composed("train", *overrides, monkeypatch=monkeypatch)
+    validate(cfg)
+    assert (cfg.model.vision.depth, cfg.data.mix) == (39, "per_batch")
+    # The original's files of second turns weigh 1, all others 2.
+    assert {name: spec.ratio for name, spec in cfg.data.subsets.items()} == {
+        name: 1 if "turn2" in name else 2 for name in cfg.data.subsets
+    }
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS_OF_TABLE_3 if row != "sparkleschat"])
+def test_a_full_size_baseline_differs_from_the_recipe_in_name_and_data_alone(row: str) -> None:
+    baseline, recipe = (compose("train", [f"experiment={name}_7b"]) for name in (row, "sparkleschat"))
+    assert baseline.name == compose("train", [f"experiment={row}"]).name
+    assert (baseline.fit, recipe.fit) == (row != "minigpt4", True)
+    for cfg in (baseline, recipe):
+        OmegaConf.set_struct(cfg, False)
+        del cfg["name"], cfg["fit"], cfg.data["subsets"]
+    assert OmegaConf.to_container(baseline, resolve=False) == OmegaConf.to_container(recipe, resolve=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "data": SHARED,
     "gen": SHARED,
     "eval": SHARED | {"data"},
-    "launch": SHARED | {"models", "data", "eval"},
+    "dry_run": SHARED | {"models", "data"},
+    "launch": SHARED | {"models", "data", "eval", "dry_run"},
     "serve": SHARED | {"models", "data", "gen", "eval"},
     "nano": SHARED | {"models", "data", "gen", "eval"},
 }

@@ -133,7 +133,7 @@ def test_a_warm_up_longer_than_the_run(fail: Fail) -> None:
 
 def test_a_missing_checkpoint(fail: Fail) -> None:
     said = fail("checkpoint=no/last.ckpt", main=eval_main)
-    assert "no/last.ckpt: no such file; expected weights as .safetensors, .ckpt, .pth or .pt" in said
+    assert "no/last.ckpt: no such file; expected weights as .safetensors, .ckpt, .pth" in said
 
 
 def test_a_missing_run_to_resume(fail: Fail) -> None:

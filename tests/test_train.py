@@ -243,6 +243,26 @@ def test_an_mlp_is_a_matter_of_configuration(overrides: list[str], run_main: Run
     assert "bison/accuracy" in metrics(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "subsets"),
+    [
+        ("stage1", {"captions"}),
+        ("minigpt4_star", {"descriptions", "captions"}),
+        ("descriptions", {"descriptions"}),
+        ("reasoning", {"reasoning"}),
+    ],
+)
+def test_a_baseline_trains_on_its_own_data(
+    experiment: str, subsets: set[str], overrides: list[str], run_main: RunMain, tmp_path: Path
+) -> None:
+    once = ["+trainer.fast_dev_run=true", "benchmark=[bison]"]
+    run_main(train.main, f"experiment={experiment}", f"run_dir={tmp_path}", *overrides, *once)
+    environment = json.loads((tmp_path / "environment.json").read_text(encoding="utf-8"))
+    data = {key.split("/")[1] for key in environment["hashes"] if key.startswith("data/")}
+    assert data == {*subsets, "validation"}
+    assert "bison/accuracy" in metrics(tmp_path)
+
+
 @pytest.mark.slow
 def test_two_processes_measure_the_same_as_one(trained: Path, overrides: list[str], tmp_path: Path) -> None:
     command = [
@@ -271,4 +291,4 @@ def test_help_is_answered_before_torch_is_loaded() -> None:
         check=True,
     )
     assert "python train.py experiment=minigpt4" in result.stdout
-    assert "experiment: blanked, descriptions, minigpt4" in result.stdout
+    assert "experiment: blanked, descriptions, descriptions_7b, minigpt4" in result.stdout

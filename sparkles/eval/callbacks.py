@@ -22,6 +22,7 @@ class BenchmarkCallback(L.Callback):
     Args:
         generation: keyword arguments of transformers' `generate`.
         judge: rates dialogues; None if no benchmark has any.
+        original_answer_text: see `ModelResponder`.
         blank_images: the control that shows what is scored without looking.
     """
 
@@ -33,6 +34,7 @@ class BenchmarkCallback(L.Callback):
         generation: Mapping[str, Any],
         judge: Judge | None = None,
         batch_size: int = 16,
+        original_answer_text: bool = False,
         blank_images: bool = False,
         name: str = "SparklesChat",
         progress: bool = True,
@@ -42,6 +44,7 @@ class BenchmarkCallback(L.Callback):
         self.generation = generation
         self.judge = judge
         self.batch_size = batch_size
+        self.original_answer_text = original_answer_text
         self.blank_images = blank_images
         self.name = name
         self.progress = progress
@@ -59,6 +62,7 @@ class BenchmarkCallback(L.Callback):
             transform=datamodule.eval_transform,
             generation=self.generation,
             batch_size=self.batch_size,
+            original_answer_text=self.original_answer_text,
             blank_images=self.blank_images,
             name=self.name,
         )

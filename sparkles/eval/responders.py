@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sparkles.data.collate import pad_batch
-from sparkles.data.encoding import Encoded, Encoder
+from sparkles.data.encoding import Encoded, Encoder, Tokenizer
 from sparkles.data.images import ImageTransform, load_image
 from sparkles.types import InputError, Prompt, Response
 
@@ -26,6 +27,25 @@ class GeneratingModel(Protocol):
         ...
 
 
+class StopStrings(StoppingCriteria):
+    """Ends each row at the first of some strings, however tokens divide it.
+
+    The `stop_strings` of transformers do the same for its own tokenizers only.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: Tokenizer) -> None:
+        self.strings = tuple(strings)
+        self.tokenizer = tokenizer
+        # A token may be as little as a byte, and the first that is decoded may lose its leading space.
+        self.num_tokens = 1 + max((len(string.encode()) for string in strings), default=0)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """int64[B, S] -> bool[B]"""
+        endings = [self.tokenizer.decode(row) for row in input_ids[:, -self.num_tokens :].tolist()]
+        ended = [any(string in ending for string in self.strings) for ending in endings]
+        return torch.tensor(ended, device=input_ids.device)
+
+
 class ModelResponder:
     """Answers in batches of prompts of about the same length, and gives the responses in the prompts' order.
 
@@ -34,6 +54,8 @@ class ModelResponder:
 
     Args:
         generation: keyword arguments of transformers' `generate`; `max_new_tokens` is required.
+        original_answer_text: take the answer out of what was generated as the original does: the end token is
+            spelled in it, and all up to the last `Assistant:` that the model repeats is left out.
         blank_images: replace every picture by the mean colour, to see what a model scores without looking.
         name: who answers. A hash of weights and settings is appended, so that an answer on disk is taken up only
             by the very same responder.
@@ -47,6 +69,7 @@ class ModelResponder:
         transform: ImageTransform,
         generation: Mapping[str, Any],
         batch_size: int = 16,
+        original_answer_text: bool = False,
         blank_images: bool = False,
         name: str = "SparklesChat",
     ) -> None:
@@ -60,10 +83,18 @@ class ModelResponder:
         self.transform = transform
         self.batch_size = batch_size
         self.blank_images = blank_images
-        self.tokenizer: Any = encoder.tokenizer  # one of transformers, more than an Encoder asks for
+        self.original_answer_text = original_answer_text
         self.generation = dict(generation)
+        self.stop_strings = encoder.prompt_format.stop_strings
         # vars: the transform's steps, whose repr holds sizes, means and deviations
-        settings = (encoder.prompt_format, encoder.max_length, vars(transform), blank_images, self.generation)
+        settings = (
+            encoder.prompt_format,
+            (encoder.max_prompt_length, encoder.cut_anywhere),
+            vars(transform),
+            blank_images,
+            original_answer_text,
+            self.generation,
+        )
         self.name = f"{name}@{_fingerprint(model, repr(settings))}"
 
     def respond(self, prompts: Sequence[Prompt]) -> list[Response]:
@@ -89,8 +120,7 @@ class ModelResponder:
         new_ids = self.model.generate(
             {name: tensor.to(device) for name, tensor in batch.items()},
             pad_token_id=self.encoder.pad_token_id,
-            stop_strings=list(self.encoder.prompt_format.stop_strings),
-            tokenizer=self.tokenizer,  # to recognise the stop strings, however they are cut into tokens
+            stopping_criteria=StoppingCriteriaList([StopStrings(self.stop_strings, self.encoder.tokenizer)]),
             **self.generation,
         )
         seconds = (time.perf_counter() - start) / len(encoded)
@@ -98,14 +128,23 @@ class ModelResponder:
 
     def _response(self, token_ids: list[int], seconds: float) -> Response:
         """The text in front of the stop string or the end token."""
-        eos = self.tokenizer.eos_token_id
-        ended = eos in token_ids
-        text = self.tokenizer.decode(
-            token_ids[: token_ids.index(eos)] if ended else token_ids, skip_special_tokens=True
-        )
-        for stop in self.encoder.prompt_format.stop_strings:
-            text, found, _ = text.partition(stop)
-            ended = ended or bool(found)
+        tokenizer = self.encoder.tokenizer
+        eos = tokenizer.eos_token_id
+        ended = False
+        if eos is not None and eos in token_ids:
+            token_ids = token_ids[: token_ids.index(eos) + self.original_answer_text]
+            ended = True
+        spelled = tokenizer.decode(token_ids)
+        ended = ended or any(stop in spelled for stop in self.stop_strings)  # which may be a special token
+        text = spelled
+        if not self.original_answer_text:
+            text = tokenizer.decode(token_ids, skip_special_tokens=True)
+        for stop in self.stop_strings:
+            text = text.partition(stop)[0]
+        if self.original_answer_text:
+            prompt_format = self.encoder.prompt_format
+            role = prompt_format.assistant_prefix.removeprefix(prompt_format.end_of_answer)
+            text = text.rpartition(role)[2]
         return Response(text=text.strip(), seconds=seconds, truncated=not ended)
 
 

@@ -2,12 +2,15 @@
 
 `predictions/<benchmark>.jsonl` grows while the benchmark runs; `metrics.json` after each benchmark; `report.html` at
 the end. The same call after an interruption takes up the lines that are there. Under torch.distributed each process
-asks its share of the items, and the first writes.
+asks its share of the items; the first asks the judge, so that there is one budget and one journal, and writes.
+
+An item whose responder could not be asked gets no line. The run goes on without it and says so at its end.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +22,26 @@ from sparkles.eval.environment import add_hashes
 from sparkles.eval.files import read_json, write_json, write_text
 from sparkles.eval.report import render_report
 from sparkles.prompt_format import IMAGE_PLACEHOLDER, strip_tags
-from sparkles.types import Dialogue, Image, Judge, Message, Prompt, Responder
+from sparkles.types import Dialogue, Image, InputError, Judge, Message, Prompt, Responder
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class IncompleteError(InputError):
+    """Some items have no answer. What there is was measured and written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """An item, and what the responder said to it."""
+
+    item: Item
+    messages: tuple[Message, ...]
+    tries: list[dict[str, Any]]
+    failure: str
+    """Why the item is not finished; empty if it is."""
 
 
 def evaluate(
@@ -41,22 +61,36 @@ def evaluate(
 
     Raises:
         InputError: see `read_all`.
+        IncompleteError: at the end, if the responder could not be asked everything. The metrics on disk are of the
+            items that have an answer; `<benchmark>/unanswered` counts the others.
     """
     run_dir = Path(run_dir)
     items = read_all(benchmarks, judge)
     metrics: Metrics = {}
+    incomplete: list[str] = []
     with _progress(progress and _rank() == 0) as bar:
         for benchmark in benchmarks:
-            predictions = _predict(
+            predictions, failures = _predict(
                 benchmark, items[benchmark.name], responder, judge, run_dir, bar, save_every
             )
             found = _named(benchmark, benchmark.scorer.metrics(predictions))
+            if failures:
+                found |= _named(benchmark, {"unanswered": len(failures)})
+                total = len(items[benchmark.name])
+                incomplete.append(
+                    f"{benchmark.name}: {len(failures)} of {total} items, the last: {failures[-1]}"
+                )
             metrics |= found
             if _rank() == 0:
                 add_hashes(run_dir, _named(benchmark, benchmark.hashes()))
                 _merge_metrics(run_dir / "metrics.json", benchmark.name, found)
     if _rank() == 0:
         render_report(run_dir)
+    if incomplete:
+        raise IncompleteError(
+            "\n  ".join([f"{responder.name} could not be asked everything:", *incomplete])
+            + f"\nwhat is in {run_dir} speaks of the others only; the same command with the same run_dir asks the rest"
+        )
     return metrics
 
 
@@ -102,25 +136,36 @@ def _predict(
     run_dir: Path,
     bar: Progress,
     save_every: int,
-) -> list[Prediction]:
-    """The predictions of all items, in order: those on disk, and the rest asked and written batch by batch."""
+) -> tuple[list[Prediction], list[str]]:
+    """The predictions of all items, in order: those on disk, and the rest asked and written batch by batch.
+
+    And why some have none.
+    """
     path = run_dir / "predictions" / f"{benchmark.name}.jsonl"
     judge_name = judge.name if judge and benchmark.scorer.needs_judge else ""
-    keys = {item.item_id: item.key(responder.name, judge_name) for item in items}
-    done: dict[str, Prediction] = _from_first(_take_up(path, keys) if _rank() == 0 else {})
+    keys = {item.item_id: item.key(responder.name, benchmark.scorer.name, judge_name) for item in items}
+    done: dict[str, Prediction] = {}
+    if _rank() == 0:
+        done = _take_up(path, keys)
+        again = _rate_again(benchmark, items, done, judge)
+        _append(path, again)
+        done |= {prediction.item_id: prediction for prediction in again}
+    done = _from_first(done)
     if done:
         bar.console.print(f"{benchmark.name}: {len(done)} of {len(items)} items taken up from {path}")
     todo = [item for item in items if item.item_id not in done]
     task = bar.add_task(benchmark.name, total=len(items), completed=len(done))
+    failures: list[str] = []
     try:
         for start in range(0, len(todo), save_every * _size()):
             mine = todo[start : start + save_every * _size()][_rank() :: _size()]
-            new = _gather(
-                [_prediction(*answered, keys) for answered in _ask(mine, benchmark, responder, judge)]
-            )
+            asked = _gather(_ask(mine, responder))
+            failures += [one.failure for one in asked if one.failure]
+            new: list[Prediction] = []
             if _rank() == 0:
+                new = _score([one for one in asked if not one.failure], benchmark, judge, keys)
                 _append(path, new)
-            done |= {prediction.item_id: prediction for prediction in new}
+            done |= {prediction.item_id: prediction for prediction in _from_first(new)}
             bar.update(task, completed=len(done))
     except KeyboardInterrupt:
         bar.console.print(
@@ -128,25 +173,35 @@ def _predict(
             "the same command with the same run_dir continues there"
         )
         raise
-    predictions = [done[item.item_id] for item in items]
+    predictions = [done[item.item_id] for item in items if item.item_id in done]
     if _rank() == 0:
         write_text(path, "".join(f"{prediction.to_json()}\n" for prediction in predictions))
-    return predictions
+        if unrated := [prediction for prediction in predictions if _judge_failed(prediction)]:
+            logger.warning(
+                "%s: the judge could not be asked about %d of %d dialogues, which count as unscored; "
+                "the same command with the same run_dir asks it again",
+                benchmark.name,
+                len(unrated),
+                len(predictions),
+            )
+    return predictions, failures
 
 
-def _ask(
-    items: Sequence[Item], benchmark: Benchmark, responder: Responder, judge: Judge | None
-) -> Iterator[tuple[Item, Dialogue, list[dict[str, Any]], Score]]:
-    """Each item with its finished dialogue, the raw responses and the score."""
+def _ask(items: Sequence[Item], responder: Responder) -> list[_Asked]:
+    """What the responder says to each item, turn by turn."""
     messages: list[tuple[Message, ...]] = [() for _ in items]
     tries: list[list[dict[str, Any]]] = [[] for _ in items]
+    failures = [""] * len(items)
     for turn in range(max((len(item.questions) for item in items), default=0)):
-        asked = [index for index, item in enumerate(items) if turn < len(item.questions)]
+        asked = [
+            index for index, item in enumerate(items) if turn < len(item.questions) and not failures[index]
+        ]
         prompts = [
             Prompt(messages=(*messages[index], items[index].questions[turn]), item_id=items[index].item_id)
             for index in asked
         ]
         for index, prompt, response in zip(asked, prompts, responder.respond(prompts), strict=True):
+            failures[index] = response.failure
             # An answer shows no images: a tag that the model made up would be taken for one in the next prompt.
             answer = strip_tags(response.text).replace(IMAGE_PLACEHOLDER, "")
             messages[index] = (*prompt.messages, Message(role="assistant", content=answer))
@@ -158,28 +213,58 @@ def _ask(
                     "truncated": response.truncated,
                 }
             )
-    dialogues = [
-        Dialogue(messages=spoken, dialogue_id=item.item_id)
-        for spoken, item in zip(messages, items, strict=True)
+    return [
+        _Asked(item=item, messages=spoken, tries=tried, failure=failure)
+        for item, spoken, tried, failure in zip(items, messages, tries, failures, strict=True)
     ]
+
+
+def _score(
+    asked: Sequence[_Asked], benchmark: Benchmark, judge: Judge | None, keys: Mapping[str, str]
+) -> list[Prediction]:
+    items = [one.item for one in asked]
+    dialogues = [Dialogue(messages=one.messages, dialogue_id=one.item.item_id) for one in asked]
     scores = benchmark.scorer.score(items, dialogues, judge) if items else []
-    return zip(items, dialogues, tries, scores, strict=True)
+    return [_prediction(one, score, keys) for one, score in zip(asked, scores, strict=True)]
 
 
-def _prediction(
-    item: Item, dialogue: Dialogue, tries: list[dict[str, Any]], score: Score, keys: Mapping[str, str]
-) -> Prediction:
+def _prediction(asked: _Asked, score: Score, keys: Mapping[str, str]) -> Prediction:
+    item = asked.item
     return Prediction(
         item_id=item.item_id,
         kind=item.kind,
         prompt="\n\n".join(question.content for question in item.questions),
         image_ids=[image.image_id for image in item.images],
-        dialogue=[_message_record(message) for message in dialogue.messages],
-        tries=tries,
+        dialogue=[_message_record(message) for message in asked.messages],
+        tries=asked.tries,
         key=keys[item.item_id],
         label=item.label,
         score=score,
     )
+
+
+def _judge_failed(prediction: Prediction) -> bool:
+    verdict = prediction.score.verdict
+    return verdict is not None and verdict.failed
+
+
+def _rate_again(
+    benchmark: Benchmark, items: Sequence[Item], done: Mapping[str, Prediction], judge: Judge | None
+) -> list[Prediction]:
+    """Predictions whose judge could not be asked, with the verdict of another attempt; the answers stay."""
+    unrated = [item for item in items if item.item_id in done and _judge_failed(done[item.item_id])]
+    dialogues = []
+    for item in unrated:
+        answers = [
+            Message(role="assistant", content=message["content"])
+            for message in done[item.item_id].dialogue
+            if message["role"] == "assistant"
+        ]
+        turns = zip(item.questions, answers, strict=True)
+        messages = tuple(message for turn in turns for message in turn)
+        dialogues.append(Dialogue(messages=messages, dialogue_id=item.item_id))
+    scores = benchmark.scorer.score(unrated, dialogues, judge) if unrated else []
+    return [replace(done[item.item_id], score=score) for item, score in zip(unrated, scores, strict=True)]
 
 
 def _message_record(message: Message) -> dict[str, Any]:
@@ -199,7 +284,8 @@ def _take_up(path: Path, keys: Mapping[str, str]) -> dict[str, Prediction]:
 
     Other lines (of another model, prompt or sample) move to `superseded/`; a line torn by a crash is dropped.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    # Not splitlines, which also breaks at the line separators that a response may hold.
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     done: dict[str, Prediction] = {}
     superseded = []
     for line in lines:

@@ -6,11 +6,11 @@ from sparkles.data.annotations import AnnotationError
 from sparkles.eval.files import file_hash, read_rows, write_text
 
 
-@pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', '{"a": 1}\n\n{"a": 2}\n'])
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"a": "\u2028"}]', '{"a": 1}\r\n\n{"a": "\u2028"}\n'])
 def test_lists_and_lines_read_alike(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text)
-    assert read_rows(path, ["a"]) == [{"a": 1}, {"a": 2}]
+    assert read_rows(path, ["a"]) == [{"a": 1}, {"a": "\u2028"}]
 
 
 @pytest.mark.parametrize(

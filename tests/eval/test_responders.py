@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparkles.data.encoding import Encoder
 from sparkles.data.images import ImageTransform, load_image
-from sparkles.eval.responders import ModelResponder
+from sparkles.eval.responders import ModelResponder, StopStrings
 from sparkles.models.projector import Projector
 from sparkles.models.qformer import QFormer
 from sparkles.models.sparkles_chat import SparklesChat
@@ -178,6 +178,40 @@ def test_the_answer_ends_where_the_turn_ends(
     [response] = make_responder(model=ScriptedModel(encoder, said)).respond([ask("Well?")])
     assert (response.text, response.truncated) == (text, truncated)
     assert response.seconds > 0
+
+
+@pytest.mark.parametrize("end", ["</s>", "<pad>"])
+def test_an_answer_may_end_with_a_special_token(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], end: str
+) -> None:
+    ending = Encoder(
+        tokenizer=encoder.tokenizer,
+        prompt_format=replace(MINIGPT4, end_of_answer=end),
+        num_query_tokens=NUM_QUERIES,
+        max_length=600,
+    )
+    for said, truncated in ((f" Two cats.{end}", False), (" Two cats.", True)):
+        [response] = make_responder(encoder=ending, model=ScriptedModel(encoder, said)).respond(
+            [ask("Well?")]
+        )
+        assert (response.text, response.truncated) == ("Two cats.", truncated)
+
+
+def test_the_original_spells_the_end_token_and_drops_what_precedes_a_repeated_role(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder]
+) -> None:
+    model = ScriptedModel(encoder, " Human: a Assistant: b Assistant: c</s>d")
+    for switch, text in ((True, "c</s>"), (False, "Human: a Assistant: b Assistant: c")):
+        [response] = make_responder(model=model, original_answer_text=switch).respond([ask("Well?")])
+        assert (response.text, response.truncated) == (text, False)
+
+
+def test_a_stop_string_is_found_in_each_row_however_tokens_divide_it(encoder: Encoder) -> None:
+    rows = ["long before ###", "##", "not yet ## #", "###"]
+    texts = [row.rjust(20) for row in rows]
+    ids = torch.tensor(encoder.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    stop = StopStrings(["###", "and another"], encoder.tokenizer)
+    assert stop(ids, None).tolist() == [True, False, False, True]
 
 
 def test_batches_are_left_padded_and_of_similar_length(

@@ -160,6 +160,17 @@ def test_a_line_torn_by_a_crash_is_asked_again(
     assert path.read_text() == whole
 
 
+def test_an_answer_with_unusual_line_separators_is_taken_up(
+    bison: Bison, scripted_responder: Scripted, run_dir: Path
+) -> None:
+    evaluate(
+        [bison], scripted_responder(lambda prompt: "one\u2028two\x85three"), None, run_dir, progress=False
+    )
+    second = scripted_responder()
+    evaluate([bison], second, None, run_dir, progress=False)
+    assert second.asked == []
+
+
 def test_answers_of_another_responder_are_kept_but_not_taken_up(
     bison: Bison, scripted_responder: Scripted, run_dir: Path
 ) -> None:
