@@ -333,7 +333,7 @@ def _table(title: str, *headings: str) -> Table:
     table = Table(title=title)
     for index, heading in enumerate(headings):
         words = index == 0 or heading in ("how", "stored as")
-        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+        table.add_column(heading, justify="left" if words else "right", overflow="fold", no_wrap=not words)
     return table
 
 

@@ -34,7 +34,7 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden_dir() -> Path:
+def golden() -> Path:
     """Numbers recorded from the original code; SPARKLES_GOLDEN_DIR names another place for them."""
     return _existing(Path(os.environ.get("SPARKLES_GOLDEN_DIR", SHARED_DIR / "golden")))
 

@@ -229,11 +229,9 @@ def test_an_unanswered_turn_gives_no_sample(dialogue: Dialogue) -> None:
     ],
 )
 def test_splitting_dialogues_gives_the_training_files_of_the_original(
-    golden_dir: Path, tmp_path: Path, turns: tuple[int, ...], name: str
+    golden: Path, tmp_path: Path, turns: tuple[int, ...], name: str
 ) -> None:
-    recorded = json.loads((golden_dir / "functions.json").read_text(encoding="utf-8"))[
-        "format_SparklesDialogue"
-    ]
+    recorded = json.loads((golden / "functions.json").read_text(encoding="utf-8"))["format_SparklesDialogue"]
     subsets = split_by_images(read_dialogues(write(tmp_path, recorded["input"])), turns)
     written = {}
     for num_images, samples in subsets.items():
@@ -243,11 +241,9 @@ def test_splitting_dialogues_gives_the_training_files_of_the_original(
     assert written == expected
 
 
-def test_the_recorded_training_forms_are_read(golden_dir: Path) -> None:
-    path = golden_dir / "annotations.json"
-    samples = {
-        sample.prompt.item_id: sample for sample in read_samples(path, ImageFolder(golden_dir / "images"))
-    }
+def test_the_recorded_training_forms_are_read(golden: Path) -> None:
+    path = golden / "annotations.json"
+    samples = {sample.prompt.item_id: sample for sample in read_samples(path, ImageFolder(golden / "images"))}
     recorded = json.loads(path.read_text(encoding="utf-8"))
     assert list(samples) == list(recorded)
     for name, record in recorded.items():

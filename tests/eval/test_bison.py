@@ -27,8 +27,8 @@ def test_the_prompt_shows_both_pictures_and_the_caption(bison_file: Path, pictur
     assert "something red, number 3" in question.content
 
 
-def test_the_originals_records_are_read(golden_dir: Path, pictures: Path, tmp_path: Path) -> None:
-    recorded = json.loads((golden_dir / "functions.json").read_text())["evaluation"]["bison"]
+def test_the_originals_records_are_read(golden: Path, pictures: Path, tmp_path: Path) -> None:
+    recorded = json.loads((golden / "functions.json").read_text())["evaluation"]["bison"]
     for name in ("a5.jpg", "a6.jpg"):
         (pictures / name).write_bytes((pictures / "red.png").read_bytes())
     annotations = tmp_path / "original.json"

@@ -28,8 +28,8 @@ def test_left_and_right_picture_come_from_the_identifier(pictures: Path, tmp_pat
     assert "'There are 2 sailors for $5.'" in item.questions[0].content
 
 
-def test_names_and_labels_are_the_originals(golden_dir: Path, pictures: Path, tmp_path: Path) -> None:
-    recorded = json.loads((golden_dir / "functions.json").read_text())["evaluation"]["nlvr2"]
+def test_names_and_labels_are_the_originals(golden: Path, pictures: Path, tmp_path: Path) -> None:
+    recorded = json.loads((golden / "functions.json").read_text())["evaluation"]["nlvr2"]
     for item in recorded["items"]:
         for name in item["img_paths"]:
             PIL.Image.new("RGB", (4, 4)).save(pictures / name)

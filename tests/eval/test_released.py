@@ -66,8 +66,8 @@ def test_predictions_of_a_released_file_survive_their_own_format(tmp_path: Path)
         assert Prediction.from_json(prediction.to_json()) == prediction
 
 
-def test_the_recorded_verdicts_are_read(golden_dir: Path, tmp_path: Path) -> None:
-    recorded = json.loads((golden_dir / "functions.json").read_text())["evaluation"]["llm_as_judge"]["result"]
+def test_the_recorded_verdicts_are_read(golden: Path, tmp_path: Path) -> None:
+    recorded = json.loads((golden / "functions.json").read_text())["evaluation"]["llm_as_judge"]["result"]
     predictions = read_results(write(tmp_path, *recorded), images=tmp_path)
     for prediction, record in zip(predictions, recorded, strict=True):
         assert prediction.item_id == str(record["evaluation_id"])

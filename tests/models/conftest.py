@@ -1,9 +1,7 @@
 """A tiny SparklesChat with random weights, and batches of dialogues for it."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -113,13 +111,3 @@ def make_batch() -> Callable[..., dict[str, Tensor]]:
         }
 
     return make
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """Folder of numbers recorded from the original implementation."""
-    default = Path(__file__).resolve().parents[3] / "shared" / "golden"
-    folder = Path(os.environ.get("SPARKLES_GOLDEN_DIR", default))
-    if not folder.is_dir():
-        pytest.skip(f"no recorded numbers of the original at {folder}; set SPARKLES_GOLDEN_DIR")
-    return folder

@@ -5,7 +5,6 @@ recorded with other dimensions is compared in the same way.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +25,6 @@ from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.models.vision import VisionEncoder
 from sparkles.prompt_format import MINIGPT4
 from sparkles.types import IMAGE_TOKEN_ID
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """The folder of recorded numbers."""
-    default = Path(__file__).resolve().parents[3] / "shared" / "golden"
-    folder = Path(os.environ.get("SPARKLES_GOLDEN_DIR", default))
-    if not folder.is_dir():
-        pytest.skip(f"no recorded numbers of the original at {folder}; set SPARKLES_GOLDEN_DIR")
-    return folder
 
 
 @pytest.fixture(scope="session")
