@@ -18,9 +18,7 @@ from sparkles.config import ConfigError, validate
 from sparkles.data.datamodule import SparklesDataModule
 from sparkles.dry_run import dry_run
 from sparkles.eval.benchmark import Benchmark
-from sparkles.eval.endpoint import EndpointResponder
 from sparkles.eval.environment import write_environment
-from sparkles.eval.estimate import estimates
 from sparkles.eval.files import file_hash, write_text
 from sparkles.eval.run import IncompleteError, evaluate, read_all
 from sparkles.eval.table import Headline, benchmarks_of, read_metrics, title_of
@@ -77,10 +75,12 @@ def _measure_endpoint(cfg: DictConfig) -> None:
             "blank_images=true is not there for an endpoint; responder.captions=true shows no pictures"
         )
     validate(cfg)
-    responder: EndpointResponder = instantiate(cfg.responder, _convert_="all")
+    responder = instantiate(cfg.responder, _convert_="all")
     benchmarks: list[Benchmark] = list(instantiate(cfg.benchmark.suite, _convert_="all").values())
     judge: Judge | None = instantiate(cfg.judge, _convert_="all")
     if cfg.dry_run:
+        from sparkles.eval.estimate import estimates  # imports the client of endpoints, which few runs need
+
         for line in estimates(benchmarks, responder, judge):
             rich.print(line)
         return

@@ -96,6 +96,8 @@ class Response:
     """Wall time of the batch divided by its size."""
     truncated: bool = False
     """The answer hit the limit on new tokens before it ended."""
+    failure: str = ""
+    """Why there is no answer, where the responder could not be asked: `text` is then none. Another run asks again."""
 
 
 CRITERIA = ("C1", "C2", "C3")
@@ -114,6 +116,10 @@ class Verdict:
     judge: str = ""
     """Name and version of the judge."""
     unscored_reason: str = ""
+    failed: bool = False
+    """The judge could not be asked. Another run asks again."""
+    members: Mapping[str, Mapping[str, CriterionScores]] = field(default_factory=dict)
+    """The scores that each judge of an ensemble gave, by its name."""
 
 
 @runtime_checkable

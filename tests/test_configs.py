@@ -19,11 +19,14 @@ ROWS_OF_TABLE_3 = ("minigpt4", "minigpt4_star", "descriptions", "reasoning", "sp
 NEEDED = {
     "benchmark=nlvr": ["benchmark.root=somewhere"],
     **{f"model/qformer={part}": ["model=modern"] for part in ("resampler", "pooling")},
-    **{f"model/qformer={part}": ["model=modern"] for part in ("resampler", "pooling")},
     **{f"experiment={row}_7b": ["data_root=somewhere"] for row in ROWS_OF_TABLE_3},
+    "judge=llm": ["judge.model=some"],
+    "judge=ensemble": ["judge.judges.first.model=some", "judge.judges.second.model=other"],
+    "responder=openai": ["responder.model=some"],
+    "llm_client@judge.client=default": ["judge=llm", "judge.model=some"],
 }
 """What an option leaves for the user to say."""
-WHERE = {"data/subset": "data/subset@data.subsets"}
+WHERE = {"data/subset": "data/subset@data.subsets", "llm_client": "llm_client@judge.client"}
 """How an option of a group is chosen that stands under another name in the config."""
 
 
@@ -58,7 +61,7 @@ def test_the_config_of_each_command_fits_the_code(command: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("option", list(options()))
 def test_each_option_fits_the_code(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    validate(composed("train", option, *NEEDED.get(option, []), monkeypatch=monkeypatch))
+    validate(composed("eval", option, *NEEDED.get(option, []), monkeypatch=monkeypatch))
 
 
 def test_options_are_found() -> None:
