@@ -271,3 +271,39 @@ def test_a_traceback_from_a_worker_is_cut_to_the_message(run_command: Callable[.
     shown = run_command(raise_error(error))
     assert "no such file\nin sample 3" in shown
     assert "File x" not in shown
+
+
+def report(
+    run: Sequence[str], num: int | None = None, name: str | None = None, json: bool | str = False
+) -> None:
+    print(run, num, name, json)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        (["run=a", "run=b=c"], "['a', 'b=c'] None None False"),
+        (["run=1", "num=3", "name=3", "json=true"], "['1'] 3 3 True"),
+        (["run=a", "num=null", "name=###", "json=out.json"], "['a'] None ### out.json"),
+    ],
+)
+def test_a_function_is_called_with_pairs(
+    pairs: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.call("report", report, pairs)
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["run"], "report: expected key=value, got 'run'"),
+        (["rnu=a"], "report: unknown key 'rnu'; it takes run, num, name, json"),
+        (["runs=a"], r"report: unknown key 'runs'; did you mean run\?"),
+        (["run=a", "num=few"], r"report: num=few; expected int \| None"),
+        (["num=3"], r"report: missing run; give run=\.\.\."),
+    ],
+)
+def test_pairs_that_a_function_does_not_take_are_refused(pairs: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config.call("report", report, pairs)

@@ -21,10 +21,15 @@ from sparkles.eval.__main__ import main as eval_main
 from sparkles.models.lightning_module import SparklesModule
 
 RunMain = Callable[..., None]
-CHOICE_METRICS = {"accuracy", "accuracy_low", "accuracy_high", "num", "unscored", "first_try_accuracy"}
+CHOICE_METRICS = {
+    *("accuracy", "accuracy_low", "accuracy_high", "accuracy_interval"),
+    *("num", "unscored", "first_try_accuracy"),
+}
 RATING_METRICS = {
     *(f"{answer}/{score}" for answer in ("A1", "A2") for score in ("C1", "C2", "C3", "mean")),
-    *("overall", "overall_low", "overall_high", "num", "unscored", "judge"),
+    *("overall", "overall_low", "overall_high", "overall_interval", "num", "unscored", "judge"),
+    *("words", "reference_words"),
+    *(f"overall_length_controlled{end}" for end in ("", "_low", "_high")),
 }
 
 

@@ -45,7 +45,7 @@ class Item:
         return tuple(image for question in self.questions for image in question.images)
 
     def key(self, *settings: str) -> str:
-        """Hash of all that a score depends on: texts, pictures, label and `settings` (responder, judge)."""
+        """Hash of all that a score depends on: texts, pictures, label and `settings` (responder, scorer, judge)."""
         images = [
             (image.image_id, image.caption, image.box, image.path and file_hash(image.path))
             for image in self.images
@@ -103,6 +103,11 @@ class Prediction:
 
 class Scorer(Protocol):
     """Turns finished dialogues into scores, and scores into metrics."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from others that score the same item differently; a part of `Item.key`."""
+        ...
 
     @property
     def needs_judge(self) -> bool: ...

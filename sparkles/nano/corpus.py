@@ -162,15 +162,21 @@ def _unlike_pair(rng: random.Random, split: Split) -> Conversation:
 def _forced_choice(rng: random.Random, split: Split) -> Conversation:
     """BISON's question where neither image, or each, matches: any of the two is as good, but it has to be one.
 
-    A model that misreads its pictures often believes so. It should still answer the question.
+    A model that misreads its pictures often believes so. It should still answer the question. Both places are
+    occupied, lest the model learn to expect nothing there.
     """
     while True:
         scenes = (random_scene(rng, split), random_scene(rng, split))
         place, thing = rng.choice(list(random_scene(rng, split).at.items()))
         if rng.random() < 0.3:
             scenes = (scenes[0].put(place, thing), scenes[1].put(place, thing))
-        first, second = (scene.at.get(place) == thing for scene in scenes)
-        if first == second and all(scene.split == split for scene in scenes):
+        first, second = (scene.at.get(place) for scene in scenes)
+        if (
+            first
+            and second
+            and (first == thing) == (second == thing)
+            and all(s.split == split for s in scenes)
+        ):
             asked = _which_image(scenes, thing, place, rng.randrange(2), rng, (_BISON_PROMPT,))
             return Conversation(_turns([asked]), scenes, "forced")
 

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
 
-from sparkles.types import CRITERIA, Dialogue, Prompt, Response, Verdict
+from sparkles.eval.benchmark import Prediction, Score
+from sparkles.types import CRITERIA, CriterionScores, Dialogue, Prompt, Response, Verdict
 
 
 @dataclass
@@ -118,3 +120,67 @@ def dialogue_file(tmp_path: Path) -> Path:
 def _write(path: Path, records: object) -> Path:
     path.write_text(json.dumps(records))
     return path
+
+
+@pytest.fixture
+def make_prediction() -> Callable[..., Prediction]:
+    """An item of one question, or with `rating` (and `answers`) a rated dialogue of two turns."""
+
+    def make(
+        item_id: str = "1",
+        *,
+        correct: bool = True,
+        answer: str | None = "TRUE",
+        question: str = "",
+        pictures: Sequence[str] = (),
+        rating: float | Mapping[str, CriterionScores] | None = None,
+        answers: Sequence[str] = (),
+        judge: str = "judge",
+    ) -> Prediction:
+        images = [
+            {"image_id": number, "caption": "", "path": path, "box": None}
+            for number, path in enumerate(pictures, start=1)
+        ]
+        question = question or f"question {item_id}"
+        tags = "".join(f" IMAGE#{image['image_id']}<Img><ImageHere></Img>" for image in images)
+        dialogue: list[dict[str, Any]] = []
+        for number, said in enumerate(answers or ["Therefore, the answer is TRUE."]):
+            shown = images if number == 0 else []
+            dialogue += [
+                {"role": "user", "content": question + (tags if shown else ""), "images": shown},
+                {"role": "assistant", "content": said, "images": []},
+            ]
+        if answers:
+            if isinstance(rating, float | int):
+                rating = {name: dict.fromkeys(CRITERIA, float(rating)) for name in ("A1", "A2")}
+            score = Score(verdict=Verdict(scores=rating, judge=judge))
+        else:
+            score = Score(answer=answer, correct=correct and answer is not None)
+        return Prediction(
+            item_id=item_id,
+            kind="",
+            prompt=question,
+            image_ids=[image["image_id"] for image in images],
+            dialogue=dialogue,
+            tries=[{"turn": 1, "response": "", "seconds": 0.0, "truncated": False}],
+            key="",
+            label=None if answers else "TRUE",
+            score=score,
+        )
+
+    return make
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """A run folder with the predictions of each benchmark."""
+
+    def write(name: str, **benchmarks: Sequence[Prediction]) -> Path:
+        folder = tmp_path / name / "predictions"
+        folder.mkdir(parents=True)
+        for benchmark, predictions in benchmarks.items():
+            lines = "".join(f"{prediction.to_json()}\n" for prediction in predictions)
+            (folder / f"{benchmark}.jsonl").write_text(lines)
+        return folder.parent
+
+    return write

@@ -1,7 +1,9 @@
+from collections.abc import Callable
+
 import pytest
 
 from sparkles.eval.benchmark import Prediction, Score
-from sparkles.eval.metrics import choice_metrics, overall_rating, rating_metrics
+from sparkles.eval.metrics import choice_metrics, metrics_of, overall_rating, rating_metrics
 from sparkles.types import CRITERIA, Verdict
 
 
@@ -33,6 +35,12 @@ def test_an_unreadable_answer_counts_as_wrong_and_is_counted() -> None:
     assert isinstance(low, float)
     assert isinstance(high, float)
     assert 0 < low < 0.25 < high < 1
+
+
+def test_of_no_items_nothing_is_measured() -> None:
+    metrics = choice_metrics([])
+    assert (metrics["accuracy"], metrics["first_try_accuracy"], metrics["accuracy_low"]) == (None, None, None)
+    assert metrics["num"] == 0
 
 
 def test_only_first_tries_count_for_first_try_accuracy() -> None:
@@ -72,3 +80,39 @@ def test_without_any_rating_there_is_no_mean() -> None:
     metrics = rating_metrics([prediction(Score(verdict=Verdict(scores=None, judge="j")))])
     assert metrics["overall"] is metrics["overall_low"] is metrics["A1/C1"] is None
     assert metrics["unscored"] == 1
+
+
+def test_an_interval_says_how_it_was_made(make_prediction: Callable[..., Prediction]) -> None:
+    alone = [make_prediction(str(n), correct=n % 3 > 0) for n in range(60)]
+    in_fours = [make_prediction(str(n), question=f"{n // 4}", correct=n // 4 % 3 > 0) for n in range(60)]
+    plain, clustered = choice_metrics(alone), choice_metrics(in_fours)
+    assert plain["accuracy"] == clustered["accuracy"]
+    assert plain["accuracy_interval"] == "Wilson"
+    assert (
+        clustered["accuracy_interval"] == "Wilson, 60 overlapping items counted as 12"
+    )  # t instead of z for 15
+    assert clustered["accuracy_low"] < plain["accuracy_low"]  # type: ignore[operator]
+
+
+def test_dialogues_are_resampled_and_not_turns(make_prediction: Callable[..., Prediction]) -> None:
+    rated = [make_prediction(str(n), answers=["a", "b"], rating=1.0 + n % 9) for n in range(18)]
+    assert rating_metrics(rated)["overall_interval"] == "bootstrap over 18 items"
+
+
+def test_a_rating_at_the_length_of_the_reference_stands_beside_the_raw_one(
+    make_prediction: Callable[..., Prediction],
+) -> None:
+    rated = [make_prediction(str(n), answers=["w " * n, "w"], rating=1.0 + n / 5) for n in range(40)]
+    metrics = rating_metrics(rated, reference_words=11.0)
+    assert metrics["words"] == 20.5
+    assert metrics["overall_length_controlled_low"] < metrics["overall_length_controlled"]  # type: ignore[operator]
+    assert metrics["overall_length_controlled"] < metrics["overall"]  # type: ignore[operator]
+    assert rating_metrics(rated, reference_words=400.0)["overall_length_controlled"] is None
+    assert "overall_length_controlled" not in rating_metrics(rated)
+
+
+def test_what_a_judge_rated_has_ratings_and_the_rest_accuracies(
+    make_prediction: Callable[..., Prediction],
+) -> None:
+    assert "accuracy" in metrics_of([make_prediction()])
+    assert "overall" in metrics_of([make_prediction(answers=["a", "b"], rating=None)])

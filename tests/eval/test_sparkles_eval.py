@@ -29,3 +29,19 @@ def test_a_dialogue_of_one_turn_is_refused(dialogue_file: Path, pictures: Path) 
     dialogue_file.write_text(json.dumps(records))
     with pytest.raises(AnnotationError, match=r"sparkles_eval\.json, record 1: 1 questions, expected two"):
         SparklesEval(annotations=dialogue_file, images=pictures).items()
+
+
+def test_ratings_are_read_at_the_length_of_the_answers_in_the_file(
+    dialogue_file: Path, pictures: Path
+) -> None:
+    benchmark = SparklesEval(annotations=dialogue_file, images=pictures)
+    assert benchmark.scorer.reference_words == 4  # "The reference answer." and "Another."
+
+
+def test_without_answers_there_is_no_length_to_read_ratings_at(dialogue_file: Path, pictures: Path) -> None:
+    records = json.loads(dialogue_file.read_text())
+    for record in records:
+        for message in record["dialogue"][1::2]:
+            message["content"] = ""
+    dialogue_file.write_text(json.dumps(records))
+    assert SparklesEval(annotations=dialogue_file, images=pictures).scorer.reference_words is None

@@ -79,6 +79,23 @@ def test_answers_of_questions_are_balanced(kind: str) -> None:
     assert min(labels.values()) >= 15
 
 
+def test_a_forced_choice_is_between_images_that_match_alike_and_both_answers_occur() -> None:
+    rng = random.Random(5)
+    asked = [random_conversation(rng, dialogues=0.0, forced_choices=1.0) for _ in range(60)]
+    answers = Counter()
+    for conversation in asked:
+        if conversation.kind == "caption":
+            continue
+        assert conversation.kind == "forced"
+        said = conversation.messages[1].content
+        first, second, _ = said.split(". ")
+        assert first.rpartition(" ")[2] == second.rpartition(" ")[2]
+        assert "nothing" not in said
+        answers[parse_choice(said, ("IMAGE#1", "IMAGE#2"))] += 1
+    assert answers.keys() == {"IMAGE#1", "IMAGE#2"}
+    assert min(answers.values()) >= 15
+
+
 def test_further_questions_about_a_pair_are_answered_truly(oracle: Oracle) -> None:
     rng = random.Random(4)
     checked = 0
