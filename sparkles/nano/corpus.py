@@ -51,12 +51,18 @@ def slot_words(scene: Scene) -> list[Words]:
 
 
 def random_conversation(
-    rng: random.Random, split: Split = "train", *, dialogues: float = 0.5, forced_choices: float = 0.0
+    rng: random.Random,
+    split: Split = "train",
+    *,
+    dialogues: float = 0.5,
+    forced_choices: float = 0.0,
+    forced_empty: float = 0.0,
 ) -> Conversation:
     """A dialogue with this probability, otherwise one to three questions about a pair of images or a coarse caption.
 
     Args:
         forced_choices: share of the questions in which neither image, or each, matches the caption.
+        forced_empty: share of those in which both images show nothing at the caption's place.
     """
     if rng.random() < dialogues:
         return _dialogue(rng, split)
@@ -64,6 +70,8 @@ def random_conversation(
         return _captioning(rng, split)
     if forced_choices and rng.random() < forced_choices:
         return _forced_choice(rng, split)
+    if forced_empty and rng.random() < forced_empty:
+        return _forced_choice(rng, split, empty=True)
     return _questions(rng, split)
 
 
@@ -159,24 +167,20 @@ def _unlike_pair(rng: random.Random, split: Split) -> Conversation:
             return Conversation(_turns([asked]), scenes, "unlike")
 
 
-def _forced_choice(rng: random.Random, split: Split) -> Conversation:
+def _forced_choice(rng: random.Random, split: Split, *, empty: bool = False) -> Conversation:
     """BISON's question where neither image, or each, matches: any of the two is as good, but it has to be one.
 
-    A model that misreads its pictures often believes so. It should still answer the question. Both places are
-    occupied, lest the model learn to expect nothing there.
+    A model that misreads its pictures often believes so. It should still answer the question. Places that are
+    `empty` in both images are kept apart, since many of them teach a model to expect nothing where it looks.
     """
     while True:
         scenes = (random_scene(rng, split), random_scene(rng, split))
         place, thing = rng.choice(list(random_scene(rng, split).at.items()))
-        if rng.random() < 0.3:
+        if not empty and rng.random() < 0.3:
             scenes = (scenes[0].put(place, thing), scenes[1].put(place, thing))
         first, second = (scene.at.get(place) for scene in scenes)
-        if (
-            first
-            and second
-            and (first == thing) == (second == thing)
-            and all(s.split == split for s in scenes)
-        ):
+        alike = not (first or second) if empty else first and second and (first == thing) == (second == thing)
+        if alike and all(scene.split == split for scene in scenes):
             asked = _which_image(scenes, thing, place, rng.randrange(2), rng, (_BISON_PROMPT,))
             return Conversation(_turns([asked]), scenes, "forced")
 

@@ -118,13 +118,14 @@ def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
             tokens_per_batch=cfg.language.tokens_per_batch,
             dialogues=part.dialogues,
             forced_choices=part.forced_choices,
+            forced_empty=part.forced_empty,
             seed=cfg.seed + number - 1,
             num_batches=part.steps,
         )
         _train(
             f"language, round {number}",
             model,
-            build_optimizers(model, cfg.language.lr),
+            build_optimizers(model, part.lr),
             DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64),
             lambda batch: language_loss(model, batch, weights, jitter=cfg.language.jitter),
             steps=part.steps,

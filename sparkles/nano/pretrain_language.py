@@ -111,7 +111,7 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
 
     Args:
         dialogues: share of two-turn dialogues; the rest are questions about pairs of images.
-        forced_choices: see `random_conversation`.
+        forced_choices, forced_empty: see `random_conversation`.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
         tokens_per_batch: int,
         dialogues: float,
         forced_choices: float = 0.0,
+        forced_empty: float = 0.0,
         seed: int,
         num_batches: int,
     ) -> None:
@@ -128,6 +129,7 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
         self.tokens_per_batch = tokens_per_batch
         self.dialogues = dialogues
         self.forced_choices = forced_choices
+        self.forced_empty = forced_empty
         self.seed = seed
         self.num_batches = num_batches
 
@@ -137,7 +139,12 @@ class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
         while made < self.num_batches:
             sequences = [
                 encode_conversation(
-                    random_conversation(rng, dialogues=self.dialogues, forced_choices=self.forced_choices),
+                    random_conversation(
+                        rng,
+                        dialogues=self.dialogues,
+                        forced_choices=self.forced_choices,
+                        forced_empty=self.forced_empty,
+                    ),
                     self.tokenizer,
                     system=rng.random() < 0.4,
                 )

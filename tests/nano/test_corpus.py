@@ -79,9 +79,11 @@ def test_answers_of_questions_are_balanced(kind: str) -> None:
     assert min(labels.values()) >= 15
 
 
-def test_a_forced_choice_is_between_images_that_match_alike_and_both_answers_occur() -> None:
+@pytest.mark.parametrize("kind", ["forced_choices", "forced_empty"])
+def test_a_forced_choice_is_between_images_that_match_alike_and_both_answers_occur(kind: str) -> None:
     rng = random.Random(5)
-    asked = [random_conversation(rng, dialogues=0.0, forced_choices=1.0) for _ in range(60)]
+    shares = {"forced_choices": 0.0, kind: 1.0}
+    asked = [random_conversation(rng, dialogues=0.0, **shares) for _ in range(60)]
     answers = Counter()
     for conversation in asked:
         if conversation.kind == "caption":
@@ -90,7 +92,7 @@ def test_a_forced_choice_is_between_images_that_match_alike_and_both_answers_occ
         said = conversation.messages[1].content
         first, second, _ = said.split(". ")
         assert first.rpartition(" ")[2] == second.rpartition(" ")[2]
-        assert "nothing" not in said
+        assert said.count("nothing") == (2 if kind == "forced_empty" else 0)
         answers[parse_choice(said, ("IMAGE#1", "IMAGE#2"))] += 1
     assert answers.keys() == {"IMAGE#1", "IMAGE#2"}
     assert min(answers.values()) >= 15
