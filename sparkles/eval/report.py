@@ -21,6 +21,7 @@ from sparkles.data.images import ImageError, load_image
 from sparkles.eval.benchmark import Metrics, Prediction
 from sparkles.eval.files import read_json, write_text
 from sparkles.eval.metrics import overall_rating
+from sparkles.eval.predictions import read_predictions
 from sparkles.eval.table import Headline, RunFolderError, benchmarks_of, read_metrics, title_of
 from sparkles.prompt_format import IMAGE_TAG, image_mention
 from sparkles.types import Image, Verdict
@@ -187,7 +188,8 @@ def interleave(text: str, images: Sequence[Mapping[str, Any]]) -> tuple[str | Th
 def _section(name: str, metrics: Metrics, run_dir: Path) -> Section:
     headline = Headline.read(metrics, name)
     assert headline is not None, f"{name} comes from benchmarks_of(metrics)"
-    predictions = _read_predictions(run_dir / "predictions" / f"{name}.jsonl")
+    path = run_dir / "predictions" / f"{name}.jsonl"
+    predictions = read_predictions(path) if path.exists() else []
     labels = {prediction.label for prediction in predictions if prediction.label is not None}
     first_try = metrics.get(f"{name}/first_try_accuracy")
     facts = [headline.counts or "n unknown"]
@@ -293,21 +295,6 @@ def _data_uri(image: Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def _read_predictions(path: Path) -> list[Prediction]:
-    """The finished lines; the one that a running or killed evaluation was writing has no line end yet."""
-    # Not splitlines, which also breaks at the line separators that a response may hold.
-    lines = _read_optional(path).split("\n")[:-1]
-    predictions = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            predictions.append(Prediction.from_json(line))
-        except (ValueError, TypeError) as error:
-            raise RunFolderError(
-                f"{path}, line {number}: not a prediction ({error}); delete the line and evaluate again"
-            ) from error
-    return predictions
 
 
 def _read_optional(path: Path) -> str:
