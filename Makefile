@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo nano test lint format
+.PHONY: help .venv demo figures nano test bench lint format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9_-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,11 +21,20 @@ demo: .venv ## fine-tune and measure the nano model, its baseline and a control;
 	$(PY) train.py -m experiment=sparkleschat,minigpt4,blanked run_dir=runs/demo 'hydra.sweep.subdir=$${hydra:runtime.choices.experiment}'
 	$(PY) -m sparkles.eval.table $(addprefix runs/demo/,minigpt4 sparkleschat blanked) --paper experiments/demo/paper.csv
 
+SETS := data/scenes/SparklesDialogue
+figures: .venv ## draw the statistics of the miniature's two data sets into docs/figures
+	$(PY) -c 'from sparkles.nano.dataset import ensure; ensure("data/scenes")'
+	$(PY) -m sparkles.gen stats path=$(SETS)CC/annotations/SparklesDialogueCC.json \
+		other=$(SETS)VG/annotations/SparklesDialogueVG.json out=docs/figures formats=png page=false verbs=rules
+
 nano: .venv ## make the shipped nano weights again, from nothing
 	$(PY) -m sparkles.nano
 
 test: .venv ## run the tests; offline, without a GPU or a key
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+
+bench: .venv ## measure speed, on a machine that does nothing else; one JSON line a figure
+	@for script in benchmarks/*.py; do $(PY) $$script || exit 1; done
 
 lint: .venv ## check style, formatting and types
 	$(PY) -m ruff check .

@@ -226,6 +226,29 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     return decorate
 
 
+def dispatch(program: str, tasks: Sequence[Callable[..., None]], otherwise: Callable[[], None]) -> None:
+    """Run the task that the command line names, with its `key=value` pairs; `otherwise` where it names none.
+
+    `--help` behind a task's name prints its docstring.
+    """
+    by_name = {task.__name__: task for task in tasks}
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in by_name:
+        # What is no `key=value` and no option can only be meant for a task.
+        if name and "=" not in name and not name.startswith("-"):
+            sys.exit(
+                f"unknown command {name!r}; expected {', '.join(by_name)}, or key=value. --help explains them"
+            )
+        otherwise()
+    elif {"-h", "--help"} & set(arguments):
+        print(f"python -m {program} {name} key=value ...\n\n{inspect.getdoc(by_name[name])}")
+    else:
+        try:
+            call(name, by_name[name], arguments)
+        except (InputError, OSError) as error:
+            sys.exit(str(error))
+
+
 def call(name: str, task: Callable[..., None], pairs: Iterable[str]) -> None:
     """Call `task` with the `key=value` pairs of a command line that needs no composed config.
 

@@ -24,7 +24,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sparkles.config import validate
-from sparkles.data.datamodule import SampleDataset, SparklesDataModule
+from sparkles.data.datamodule import SampleDataset, SparklesDataModule, join_turns
+from sparkles.data.mixture import SubsetSpec
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.types import InputError
 
@@ -308,7 +309,10 @@ def _table_of_work(cfg: DictConfig, model: SparklesChat, lengths: Lengths) -> Ta
     steps, samples = cfg.data.steps * cfg.trainer.max_epochs, cfg.data.batch_size * accumulated
     tokens, images = samples * lengths.mean_tokens, samples * lengths.mean_images
     flops = tokens * flops_per_token(model.language) + images * flops_per_image(model)
-    ratios = {name: spec.ratio for name, spec in cfg.data.subsets.items() if spec.ratio > 0}
+    subsets: dict[str, SubsetSpec] = instantiate(cfg.data.subsets, _convert_="all")
+    if cfg.data.get("turns") == "joint":
+        subsets, _ = join_turns(subsets)
+    ratios = {name: spec.ratio for name, spec in subsets.items() if spec.ratio > 0}
     shares = ", ".join(f"{name} {ratio / sum(ratios.values()):.1%}" for name, ratio in ratios.items())
     rows = {
         "steps": (f"{steps:,}", f"{steps * samples:,} samples"),

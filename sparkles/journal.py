@@ -105,8 +105,8 @@ class Journal(Mapping[str, Any]):
         """Note where each record lies, and mend the end of the file."""
         offset, line = 0, b"\n"
         for number, line in enumerate(self._in, start=1):  # bytes: U+2028 and its like end no line
-            if (key := _key(line)) is not None:
-                self._offsets[key] = offset
+            if (entry := _entry(line)) is not None:
+                self._offsets[entry[0]] = offset
             elif line.endswith(b"\n"):
                 logger.warning(
                     "%s, line %d: not a record, passed over; was the file edited, or the disk damaged?",
@@ -150,11 +150,21 @@ class Journal(Mapping[str, Any]):
         return start
 
 
-def _key(line: bytes) -> str | None:
-    """The key of a complete record; None for anything else."""
+def written_records(path: Path, start: int = 0) -> Iterator[tuple[str, Any, int]]:
+    """Key, record and end of each line behind byte `start` of a journal, which somebody may be writing meanwhile."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            start += len(line)
+            if line.endswith(b"\n") and (entry := _entry(line)) is not None:
+                yield *entry, start
+
+
+def _entry(line: bytes) -> tuple[str, Any] | None:
+    """Key and record of a complete line; None for anything else."""
     try:
         entry = json.loads(line)
-        key, _ = entry["key"], entry["record"]
+        key, record = entry["key"], entry["record"]
     except (ValueError, TypeError, KeyError):
         return None
-    return key if isinstance(key, str) else None
+    return (key, record) if isinstance(key, str) else None

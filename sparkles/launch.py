@@ -14,16 +14,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sparkles.config import ConfigError, validate
+from sparkles.config import validate
 from sparkles.data.datamodule import SparklesDataModule
+from sparkles.data.features import FeatureCache
 from sparkles.dry_run import dry_run
+from sparkles.eval.asking import Asking
 from sparkles.eval.benchmark import Benchmark
 from sparkles.eval.environment import write_environment
 from sparkles.eval.files import file_hash, write_text
+from sparkles.eval.responders import ModelResponder
 from sparkles.eval.run import IncompleteError, evaluate, read_all
 from sparkles.eval.table import Headline, benchmarks_of, read_metrics, title_of
 from sparkles.models.lightning_module import SparklesModule
-from sparkles.types import Judge
+from sparkles.types import InputError, Judge, Responder
 
 
 def launch(cfg: DictConfig) -> None:
@@ -41,6 +44,8 @@ def launch(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     datamodule: SparklesDataModule = instantiate(cfg.data, _convert_="all")
     module = build_module(cfg)
+    if cfg.fit and datamodule.feature_cache is not None:
+        _keep_features(module, datamodule, datamodule.feature_cache)
     # An experiment may hold settings of a callback that was not chosen.
     chosen = [callback for callback in cfg.callbacks.values() if "_target_" in callback]
     callbacks = [instantiate(callback, _convert_="all") for callback in chosen]
@@ -63,18 +68,48 @@ def build_module(cfg: DictConfig) -> SparklesModule:
     return module
 
 
+def build_responder(cfg: DictConfig) -> Responder:
+    """Who answers outside of a benchmark: the endpoint of `cfg.responder`, or the model with `cfg.generation`."""
+    if cfg.get("responder") is not None:
+        endpoint: Responder = instantiate(cfg.responder, _convert_="all")
+        return endpoint
+    datamodule: SparklesDataModule = instantiate(cfg.data, _convert_="all")
+    return ModelResponder(
+        model=build_module(cfg).model,
+        encoder=datamodule.encoder,
+        transform=datamodule.eval_transform,
+        generation=cfg.generation,
+        name=cfg.name,
+    )
+
+
+def _keep_features(module: SparklesModule, datamodule: SparklesDataModule, folder: str | Path) -> None:
+    """Let batches bring the features of images that are in `folder`, and the module put the others there.
+
+    Raises:
+        InputError: the Q-Former's part learns, so that its features change.
+    """
+    if module.encoder_hash is None:
+        raise InputError(
+            "data.feature_cache keeps what frozen parts make of an image, but model.qformer is trainable; "
+            "set data.feature_cache=null"
+        )
+    part = module.model.qformer
+    shape = part.num_query_tokens, part.hidden_size
+    cache = FeatureCache(folder, encoder_hash=module.encoder_hash, shape=shape)
+    datamodule.use_features(cache)
+    module.feature_store = cache
+
+
 def _measure_endpoint(cfg: DictConfig) -> None:
     """Run the benchmarks on `cfg.responder`; with `dry_run=true`, print calls, tokens and cost.
 
     Raises:
-        ConfigError: the config does not fit the code, or sets what only a model of this process can do.
+        ConfigError: the config does not fit the code.
         IncompleteError: the endpoint did not answer everything.
     """
-    if cfg.blank_images:
-        raise ConfigError(
-            "blank_images=true is not there for an endpoint; responder.captions=true shows no pictures"
-        )
     validate(cfg)
+    asking: Asking = instantiate(cfg.eval)
     responder = instantiate(cfg.responder, _convert_="all")
     benchmarks: list[Benchmark] = list(instantiate(cfg.benchmark.suite, _convert_="all").values())
     judge: Judge | None = instantiate(cfg.judge, _convert_="all")
@@ -87,12 +122,12 @@ def _measure_endpoint(cfg: DictConfig) -> None:
     if cfg.data.get("prepare"):
         instantiate(cfg.data.prepare)()
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    read_all(benchmarks, judge)
-    used = ["name", "seed", "dry_run", "run_dir", "data_root", "responder", "benchmark", "judge"]
+    read_all(benchmarks, judge, asking)
+    used = ["name", "seed", "dry_run", "run_dir", "data_root", "responder", "benchmark", "judge", "eval"]
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, used), resolve=True))
     write_environment(run_dir, cfg, {})
     try:
-        evaluate(benchmarks, responder, judge, run_dir)
+        evaluate(benchmarks, responder, judge, run_dir, asking=asking)
     except IncompleteError:
         _print_results(run_dir, cfg.name)
         raise
@@ -125,7 +160,8 @@ class RunRecord(L.Callback):
         config = OmegaConf.to_yaml(self.cfg, resolve=True)
         path = self.run_dir / "config.yaml"
         if self.cfg.fit and self.cfg.resume_from is None:
-            self._set_aside(path.name, "environment.json", "metrics.json", "report.html", "checkpoints")
+            results = ("metrics.json", "report.html", "steps", "checkpoints")
+            self._set_aside(path.name, "environment.json", *results)
         elif path.is_file() and path.read_text(encoding="utf-8") != config:
             self._set_aside(path.name, "environment.json")
         write_text(path, config)

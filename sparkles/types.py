@@ -69,6 +69,11 @@ class Prompt:
 
     messages: tuple[Message, ...]
     item_id: str = ""
+    """Whose question it is: where answers are sampled, each item gets a draw of its own."""
+    try_number: int = 1
+    """Another number asks for another draw of the answer."""
+    options: tuple[str, ...] = ()
+    """Choose among these by how likely each is as the answer; without any, answer freely."""
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -98,6 +103,8 @@ class Response:
     """The answer hit the limit on new tokens before it ended."""
     failure: str = ""
     """Why there is no answer, where the responder could not be asked: `text` is then none. Another run asks again."""
+    log_probs: Mapping[str, float] = field(default_factory=dict)
+    """Of each of the prompt's options."""
 
 
 CRITERIA = ("C1", "C2", "C3")

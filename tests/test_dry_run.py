@@ -94,7 +94,7 @@ def test_a_run_with_data_is_measured(
     assert told["tokens a step"][1] == "with image slots; measured on the first 12 samples"
     assert told["mixture"][:2] == [
         "per_sample",
-        "cc_turn1 33.3%, cc_turn2 16.7%, vg_turn1 33.3%, vg_turn2 16.7%",
+        "cc_turn2 50.0%, vg_turn2 50.0%",
     ]
 
 

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from sparkles.journal import Journal, JournalError
+from sparkles.journal import Journal, JournalError, written_records
 
 RECORDS = {
     "a": {"text": "Two cats.", "usage": None},
@@ -180,6 +180,19 @@ def test_records_stay_on_disk(path: Path) -> None:
         tracemalloc.stop()
         assert len(journal) == 5_000
     assert size < 5_000 * 400  # of more than 2,000 bytes each
+
+
+def test_what_somebody_else_writes_is_read_on(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.put("a", 1)
+        journal.put("b", {"text": "two"})
+        [first, (key, record, end)] = written_records(path)
+        assert (first[:2], key, record) == (("a", 1), "b", {"text": "two"})
+        assert end == path.stat().st_size
+        journal.put("c", 3)
+        with path.open("ab") as file:
+            file.write(b'{"key": "d", "rec')  # in the middle of a line
+        assert [found[:2] for found in written_records(path, end)] == [("c", 3)]
 
 
 def test_an_empty_or_fresh_file_warns_of_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -654,7 +654,7 @@ def test_the_key_of_a_request_holds_all_that_may_change_its_reply(cat: Image, tm
 
     settings: list[dict[str, Any]] = [
         {"temperature": 1.0}, {"temperature": None}, {"top_p": 0.5}, {"seed": 1}, {"stop": ("###",)},
-        {"schema": {"type": "object"}}, {"try_number": 2},
+        {"schema": {"type": "object"}}, {"try_number": 2}, {"draw_for": "item 7"},
     ]  # fmt: skip
     system = Request(model="scripted", messages=(ChatMessage("system", ("a",)),), max_tokens=20)
     longer = Request(model="scripted", messages=question("a").messages, max_tokens=21)

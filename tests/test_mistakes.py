@@ -13,7 +13,7 @@ import train
 from sparkles.eval.__main__ import main as eval_main
 from sparkles.models.lightning_module import SparklesModule
 
-VG_TURN1 = "SparklesDialogueVG/annotations/SparklesDialogueVG_turn1_2img.json"
+VG_TURN2 = "SparklesDialogueVG/annotations/SparklesDialogueVG_turn2_3img.json"
 BISON = "evaluation/BISON/annotations/sparkles_evaluation_bison_annotations.json"
 RATIOS = [f"data.subsets.{source}_turn{turn}.ratio" for source in ("cc", "vg") for turn in (1, 2)]
 
@@ -55,34 +55,34 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def test_a_missing_annotation_file(fail: Fail, world: Path) -> None:
-    said = fail("data.subsets.cc_turn1.annotations=nowhere.json", "data.subsets.vg_turn1.images=no/where")
-    assert "subset 'cc_turn1': no annotation file nowhere.json" in said
-    assert "subset 'vg_turn1': no image folder no/where" in said
+    said = fail("data.subsets.cc_turn2.annotations=nowhere.json", "data.subsets.vg_turn2.images=no/where")
+    assert "subset 'cc_turn2': no annotation file nowhere.json" in said
+    assert "subset 'vg_turn2': no image folder no/where" in said
     assert "make the data first, or correct data.subsets.<name>" in said
 
 
 def test_a_missing_column(fail: Fail, world: Path) -> None:
-    edit(world / VG_TURN1, lambda record: record.pop("answer"))
+    edit(world / VG_TURN2, lambda record: record.pop("answer"))
     said = fail()
     assert (
-        f"{world / VG_TURN1}, record 0: no 'fix_answer' or 'answer'; the record has 'uniform_question'"
+        f"{world / VG_TURN2}, record 0: no 'fix_answer' or 'answer'; the record has 'uniform_question'"
         in said
     )
 
 
 def test_more_images_than_tags(fail: Fail, world: Path) -> None:
-    edit(world / VG_TURN1, lambda record: record["tgt_imgs"].append(record["tgt_imgs"][0]))
+    edit(world / VG_TURN2, lambda record: record["tgt_imgs"].append(record["tgt_imgs"][0]))
     said = fail()
-    assert f"{world / VG_TURN1}, record 0: prompt: 2 image tags in the text but 3 images" in said
+    assert f"{world / VG_TURN2}, record 0: prompt: 3 image tags in the text but 4 images" in said
     assert "expected one <Img><ImageHere></Img> for each image, in order" in said
 
 
 def test_a_missing_image(fail: Fail, world: Path) -> None:
-    image_id = json.loads((world / VG_TURN1).read_text(encoding="utf-8"))[0]["tgt_imgs"][0]["image_id"]
+    image_id = json.loads((world / VG_TURN2).read_text(encoding="utf-8"))[0]["tgt_imgs"][0]["image_id"]
     (world / f"SparklesDialogueVG/images/{image_id}.png").unlink()
     said = fail()
     assert (
-        f"{world / VG_TURN1}, record 0: image {image_id} not found in {world}/SparklesDialogueVG/images"
+        f"{world / VG_TURN2}, record 0: image {image_id} not found in {world}/SparklesDialogueVG/images"
         in said
     )
     assert (
@@ -150,7 +150,7 @@ def test_a_benchmark_without_its_files_is_noticed_before_the_training(
 
 def test_a_benchmark_with_a_wrong_column(fail: Fail, world: Path) -> None:
     edit(world / BISON, lambda record: record.pop("caption"))
-    assert f"{world / BISON}, record 0: no caption; expected" in fail()
+    assert f"{world / BISON}, record 0: no caption, and caption_id None is not among" in fail()
 
 
 def test_more_items_than_there_are(fail: Fail) -> None:
@@ -165,7 +165,7 @@ def test_a_setting_without_a_default(fail: Fail) -> None:
 def test_a_folder_of_something_else_is_not_overwritten(fail: Fail, world: Path) -> None:
     (world / "scenes.json").unlink()
     assert f"{world} was not written by the scenes world" in fail()
-    assert (world / VG_TURN1).is_file()
+    assert (world / VG_TURN2).is_file()
 
 
 def stop_at_the_second_step(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def hashes(run_dir: Path) -> dict[Path, str]:
 def test_a_run_that_cannot_start_changes_nothing_of_the_run_before_it(
     finished: dict[Path, str], fail: Fail, world: Path, tmp_path: Path
 ) -> None:
-    for arguments in (["data.subsets.vg_turn1.images=nowhere"], ["module.scheduler.warmup_steps=40"]):
+    for arguments in (["data.subsets.vg_turn2.images=nowhere"], ["module.scheduler.warmup_steps=40"]):
         fail("seed=1", *arguments)
         assert hashes(tmp_path / "run").items() >= finished.items()
 

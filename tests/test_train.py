@@ -25,6 +25,11 @@ CHOICE_METRICS = {
     *("accuracy", "accuracy_low", "accuracy_high", "accuracy_interval"),
     *("num", "unscored", "first_try_accuracy"),
 }
+CONSISTENCY_METRICS = {
+    "consistency",
+    *(f"consistency_{end}" for end in ("low", "high", "interval")),
+    "statements",
+}
 RATING_METRICS = {
     *(f"{answer}/{score}" for answer in ("A1", "A2") for score in ("C1", "C2", "C3", "mean")),
     *("overall", "overall_low", "overall_high", "overall_interval", "num", "unscored", "judge"),
@@ -91,6 +96,7 @@ def test_a_run_leaves_the_files_of_the_contract(trained: Path) -> None:
         "report.html",
         "predictions/bison.jsonl",
         "predictions/nlvr2.jsonl",
+        "predictions/nlvr2.csv",
         "predictions/sparkles_eval.jsonl",
         "checkpoints/last.ckpt",
         "logs/version_0/metrics.csv",
@@ -102,6 +108,7 @@ def test_metrics_are_those_of_the_contract(trained: Path) -> None:
     keys = {key for key in metrics(trained) if "/kind/" not in key}
     assert keys == {
         *(f"{name}/{metric}" for name in ("bison", "nlvr2") for metric in CHOICE_METRICS),
+        *(f"nlvr2/{metric}" for metric in CONSISTENCY_METRICS),
         *(f"sparkles_eval/{metric}" for metric in RATING_METRICS),
     }
     assert {metrics(trained)[f"{name}/num"] for name in ("bison", "nlvr2", "sparkles_eval")} == {4}
@@ -133,7 +140,7 @@ def test_the_environment_names_seed_revision_and_hashes(trained: Path) -> None:
     hashes = environment["hashes"]
     assert {"vision", "qformer", "language"} <= hashes.keys()
     data = {key.split("/")[1] for key in hashes if key.startswith("data/")}
-    assert data == {"cc_turn1", "cc_turn2", "vg_turn1", "vg_turn2", "validation"}
+    assert data == {"cc_turn2", "vg_turn2", "validation"}
     benchmarks = {key for key in hashes if not key.startswith("data/") and "/" in key}
     assert benchmarks == {
         *("bison/annotations", "bison/prompt", "nlvr2/annotations", "nlvr2/prompt"),
@@ -156,13 +163,13 @@ def test_the_checkpoint_is_small_and_holds_no_frozen_weights(trained: Path) -> N
 
 
 def test_the_report_shows_the_pictures(trained: Path) -> None:
-    assert 'src="data:image/' in (trained / "report.html").read_text(encoding="utf-8")
+    assert "url(data:image/webp;base64," in (trained / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_terminal_shows_mixture_and_results_and_nothing_twice(demo: tuple[Path, str]) -> None:
     _, output = demo
     assert "training mixture, drawn per sample, seed 0" in output
-    assert "cc_turn1" in output
+    assert "cc_turn2" in output
     assert "loss on bold green" in output
     assert "SparklesChat: BISON" in output
     assert f"{demo[0]}/minigpt4/report.html" in output.replace("\n", "")

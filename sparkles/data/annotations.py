@@ -3,10 +3,12 @@
 A dialogue file is a list of `{"dialogue": [{"role", "content", "images": [{"image_id", "caption"}]}, ...]}`,
 with an `evaluation_id` in evaluation sets. A training file holds one record for each turn that is learnt:
 `{"uniform_question", "instruction", "answer", "tgt_imgs"}`, where `instruction` is the whole prompt and
-`tgt_imgs` lists its images in the order of their tags. Either may also be a dict of records, keyed by id.
+`tgt_imgs` lists its images in the order of their tags. Either may also be a dict of records, keyed by id, or JSON
+lines (`.jsonl`); records without lists may be a table (`.csv`).
 Other fields are not read, such as `raw`, in which a dialogue file keeps the request and reply it came from.
 """
 
+import csv
 import json
 import re
 from collections import defaultdict
@@ -149,6 +151,30 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
     _write(Path(path), [_sample_record(sample) for sample in samples])
 
 
+def write_training_files(folder: Path, name: str, dialogues: Sequence[Dialogue]) -> list[Path]:
+    """Write `<name>.json`, the dialogue file, and the original's training files by turn and number of images.
+
+    Returns the files. Raises as `write_dialogues` and `write_samples` do.
+    """
+    paths = [folder / f"{name}.json"]
+    write_dialogues(paths[0], dialogues)
+    for turn in range(1, max((dialogue.num_turns for dialogue in dialogues), default=0) + 1):
+        for num_images, samples in split_by_images(dialogues, turns=(turn,)).items():
+            paths.append(folder / f"{name}_turn{turn}_{num_images}img.json")
+            write_samples(paths[-1], samples)
+    return paths
+
+
+def unwritable(dialogue: Dialogue) -> str:
+    """Why a dialogue cannot be written and read again, "" if it can: what a model writes may hold separators."""
+    try:
+        records = [_dialogue_record(dialogue), *map(_sample_record, samples_of(dialogue))]
+        json.dumps(records, ensure_ascii=False).encode()
+    except (AnnotationError, PromptFormatError, UnicodeEncodeError) as error:
+        return str(error)
+    return ""
+
+
 def samples_of(dialogue: Dialogue) -> list[Sample]:
     """One sample for each answered turn: all that precedes the answer is its prompt."""
     return [
@@ -283,7 +309,14 @@ def _records(path: Path) -> Iterator[tuple[Key, Any]]:
     """Each record with its key; those of a list are decoded one by one."""
     number: int | None = None
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                yield from enumerate(csv.DictReader(file))
+                return
+            if path.suffix == ".jsonl":
+                for number, line in enumerate(file):
+                    yield number, json.loads(line)
+                return
             reader = _ListReader(file)
             if reader.peek() == "[":
                 number = 0

@@ -3,7 +3,7 @@
 B dialogues, N images in all of them, T tokens of the longest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 def pad_batch(
     encoded: Sequence[Encoded],
-    pixel_values: Sequence[torch.Tensor],
+    pixel_values: Sequence[torch.Tensor | None],
     *,
     pad_token_id: int,
     side: Literal["left", "right"],
@@ -22,11 +22,13 @@ def pad_batch(
     """Pad to the longest dialogue: on the right to train, on the left to generate.
 
     Args:
-        pixel_values: float32[3, H, W] of each image of the batch, flat, in order of use.
+        pixel_values: float32[3, H, W] of each image of the batch, flat, in order of use; None for an image whose
+            features are known, which is left out.
 
     Returns:
         input_ids int64[B, T]; attention_mask int64[B, T], 0 at padding and what else is not visible;
         labels int64[B, T], `IGNORE_INDEX` at padding, absent if no dialogue has them;
+        loss_weights float32[B, T], of each label, absent if all weigh the same;
         pixel_values float32[N, 3, H, W], for a batch without images float32[0, 3, 0, 0].
 
     Raises:
@@ -38,16 +40,17 @@ def pad_batch(
             f"{len(pixel_values)} tensors in pixel_values for {num_images} images of the dialogues"
         )
 
-    def pad(rows: Sequence[list[int]], value: int) -> torch.Tensor:
-        tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    def pad(rows: Iterable[Sequence[float]], value: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        tensors = [torch.tensor(row, dtype=dtype) for row in rows]
         return torch.nn.utils.rnn.pad_sequence(
             tensors, batch_first=True, padding_value=value, padding_side=side
         )
 
+    pixels = [one for one in pixel_values if one is not None]
     batch = {
         "input_ids": pad([one.input_ids for one in encoded], pad_token_id),
         "attention_mask": pad([_visibility(one) for one in encoded], 0),
-        "pixel_values": torch.stack(list(pixel_values)) if pixel_values else torch.empty(0, 3, 0, 0),
+        "pixel_values": torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0),
     }
     labels = [one.labels for one in encoded if one.labels is not None]
     if labels:
@@ -59,6 +62,9 @@ def pad_batch(
                 "set unmask_prompt_end=false or raise max_length"
             )
         batch["labels"] = pad(labels, IGNORE_INDEX)
+    if any(one.loss_weights for one in encoded):
+        weights = [one.loss_weights or [1.0] * len(one.input_ids) for one in encoded]
+        batch["loss_weights"] = pad(weights, 0, torch.float32)
     return batch
 
 

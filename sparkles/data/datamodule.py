@@ -1,7 +1,9 @@
 """The LightningDataModule: reads the subsets, mixes them, encodes dialogues and images into batches."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -18,13 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 from sparkles.data.annotations import AnnotationError, Reading, read_file, report
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder, Tokenizer
-from sparkles.data.images import ImageTransform, load_image
+from sparkles.data.features import KEY_BYTES, FeatureCache
+from sparkles.data.images import ImageTransform, file_digest, load_image
 from sparkles.data.mixture import Draw, Mix, Mixture, MixtureSampler, SubsetSpec
 from sparkles.prompt_format import PromptFormat
 from sparkles.types import Image, InputError, Sample
 
 Batch = dict[str, torch.Tensor]
 OnBadRecord = Literal["stop", "skip"]
+Turns = Literal["sampled", "joint"]
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +36,23 @@ _CACHE_BYTES = 2 * 1024**3
 """Pixels that `cache_images` keeps at most, in each worker."""
 
 
+class Picture(NamedTuple):
+    """What the model is given of an image: its pixels, or features that are kept from an earlier time."""
+
+    pixel_values: torch.Tensor | None
+    """float32[3, H, W]"""
+    features: torch.Tensor | None = None
+    """float16[Q, D]"""
+    key: bytes = b""
+    """Under which the features are kept; empty without a cache."""
+
+
 class Example(NamedTuple):
     """One sample, ready to be padded into a batch."""
 
     encoded: Encoded
-    pixel_values: list[torch.Tensor]
-    """float32[3, H, W] of each of `encoded.images`."""
+    pictures: list[Picture]
+    """Of `encoded.images`."""
 
 
 class SampleDataset(Dataset[Example]):
@@ -53,10 +68,17 @@ class SampleDataset(Dataset[Example]):
         *,
         encoder: Encoder,
         transform: ImageTransform,
+        earlier_weights: Mapping[str, Sequence[float]] | None = None,
         seed: int = 0,
         cache_images: bool = False,
+        feature_cache: FeatureCache | None = None,
+        cached_crops: int = 0,
     ) -> None:
         self.samples = samples
+        self.earlier_weights = earlier_weights or {}
+        self.feature_cache = feature_cache
+        self.cached_crops = cached_crops
+        self._digests: dict[Path | None, str] = {}
         self.encoder = encoder
         self.transform = transform
         self.seed = seed
@@ -67,27 +89,59 @@ class SampleDataset(Dataset[Example]):
 
     def __getitem__(self, draw: Draw) -> Example:
         try:
-            encoded = self.encoder.encode_sample(self.samples[draw.subset][draw.index])
+            encoded = self.encoder.encode_sample(
+                self.samples[draw.subset][draw.index], self.earlier_weights.get(draw.subset, ())
+            )
             return Example(encoded, self._load_images(encoded.images, draw.serial))
         except ValueError as error:
             error.add_note(f"in sample {draw.index} of subset {draw.subset!r}")
             raise
 
-    def _load_images(self, images: Sequence[Image], serial: int) -> list[torch.Tensor]:
+    def _load_images(self, images: Sequence[Image], serial: int) -> list[Picture]:
         if not self.transform.train:
-            return [self._load_cached(image) for image in images]
-        with torch.random.fork_rng(devices=()):
-            seed = np.random.SeedSequence((self.seed, serial)).generate_state(1)[0]
-            torch.default_generator.manual_seed(int(seed))
-            return [self.transform(load_image(image)) for image in images]
+            return [self._load(image) for image in images]
+        seed = np.random.SeedSequence((self.seed, serial))
+        if self.feature_cache is not None:
+            crops = np.random.default_rng(seed).integers(self.cached_crops, size=len(images)).tolist()
+            return [self._load(image, crop) for image, crop in zip(images, crops, strict=True)]
+        with _seeded(seed):
+            return [Picture(self.transform(load_image(image))) for image in images]
 
-    def _load_cached(self, image: Image) -> torch.Tensor:
+    def _load(self, image: Image, crop: int | None = None) -> Picture:
+        """Features if they are kept, else pixels; `crop` is the number of a random crop of this image."""
+        if self.feature_cache is None:
+            return Picture(self._load_pixels(image))
+        digest = self._digest(image)
+        key = self.feature_cache.key(digest, image.box, vars(self.transform), crop)
+        features = self.feature_cache.get(key)
+        if features is not None:
+            return Picture(None, features, key)
+        if crop is None:
+            return Picture(self._load_pixels(image), None, key)
+        with _seeded(np.random.SeedSequence((self.seed, crop, int(digest[:16], 16)))):
+            return Picture(self.transform(load_image(image)), None, key)
+
+    def _load_pixels(self, image: Image) -> torch.Tensor:
         pixels = self._cache.get(image)
         if pixels is None:
             pixels = self.transform(load_image(image))
             if len(self._cache) < self._cache_size:
                 self._cache[image] = pixels
         return pixels
+
+    def _digest(self, image: Image) -> str:
+        """sha256 of the image's file, read once."""
+        if image.path not in self._digests:
+            self._digests[image.path] = file_digest(image)
+        return self._digests[image.path]
+
+
+@contextmanager
+def _seeded(seed: np.random.SeedSequence) -> Iterator[None]:
+    """Torch's generator as `seed` has it, and as it was behind this."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(int(seed.generate_state(1)[0]))
+        yield
 
 
 class MixtureLoader(DataLoader[Example]):
@@ -116,7 +170,13 @@ class SparklesDataModule(L.LightningDataModule):
         max_prompt_length, cut_anywhere, unmask_prompt_end, system_in_training: see `Encoder`.
         batch_size: dialogues of a batch, over all processes.
         steps: optimizer steps of an epoch.
+        turns: "sampled" draws each turn of a dialogue for itself, as the paper does. "joint" draws whole dialogues
+            and learns all their answers in one pass: of a subset with `earlier_turns`, which then are not drawn, the
+            earlier answers weigh as those subsets' ratios say, so that the expected gradient is that of "sampled".
         cache_images: keep pixels in memory; for a transform that is not random.
+        feature_cache: folder for features of images, which are then computed once for all runs; see `use_features`.
+        cached_crops: with a feature cache and a random transform, each image has that many crops instead of a new
+            one each time; 0 refuses to keep features of random crops.
         on_bad_record: "stop" the run and name the records that are malformed or lack images; or "skip" them, which
             is reported at the start.
         prepare: called once before anything is read, to make or fetch the files.
@@ -140,9 +200,12 @@ class SparklesDataModule(L.LightningDataModule):
         steps: int,
         val_subsets: dict[str, SubsetSpec] | None = None,
         mix: Mix = "per_sample",
+        turns: Turns = "sampled",
         seed: int = 0,
         num_workers: int = 0,
         cache_images: bool = False,
+        feature_cache: str | Path | None = None,
+        cached_crops: int = 0,
         on_bad_record: OnBadRecord = "stop",
         prepare: Callable[[], object] | None = None,
     ) -> None:
@@ -158,7 +221,19 @@ class SparklesDataModule(L.LightningDataModule):
                 "cache_images=True would keep one random crop of each image for good; "
                 "set data.cache_images=false or data.train_transform.train=false"
             )
+        if feature_cache is not None and train_transform.train and cached_crops < 1:
+            raise InputError(
+                "random crops are new each time, so their features cannot be kept: set data.cached_crops to the number "
+                "of crops that each image may have, data.train_transform.train=false, or data.feature_cache=null"
+            )
+        if turns == "joint" and unmask_prompt_end:
+            raise InputError(
+                "turns='joint' learns each answer alone, not the end of its prompt; set data.unmask_prompt_end=false"
+            )
         self.subsets = _by_name(subsets)
+        self.earlier_weights: dict[str, tuple[float, ...]] = {}
+        if turns == "joint":
+            self.subsets, self.earlier_weights = join_turns(self.subsets)
         self.val_subsets = _by_name(val_subsets or {})
         self.encoder = Encoder(
             tokenizer=tokenizer,
@@ -178,11 +253,18 @@ class SparklesDataModule(L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.cache_images = cache_images
+        self.cached_crops = cached_crops
+        self.feature_cache = feature_cache
+        self._features: FeatureCache | None = None
         self.on_bad_record = on_bad_record
         self._prepare = prepare
         self._train_samples: dict[str, list[Sample]] = {}
         self._val_samples: dict[str, list[Sample]] = {}
         self._sampler: MixtureSampler | None = None
+
+    def use_features(self, cache: FeatureCache) -> None:
+        """From now on batches hold the features that `cache` has, and keys for the others."""
+        self._features = cache
 
     def prepare_data(self) -> None:
         if self._prepare is not None:
@@ -214,7 +296,9 @@ class SparklesDataModule(L.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
         )
         return MixtureLoader(
-            **self._loader_arguments(self._train_samples, self.train_transform, self._sampler)
+            **self._loader_arguments(
+                self._train_samples, self.train_transform, self._sampler, self.earlier_weights
+            )
         )
 
     def val_dataloader(self) -> DataLoader[Example] | list[DataLoader[Example]]:
@@ -290,14 +374,18 @@ class SparklesDataModule(L.LightningDataModule):
         samples: Mapping[str, Sequence[Sample]],
         transform: ImageTransform,
         batches: MixtureSampler | list[list[Draw]],
+        earlier_weights: Mapping[str, Sequence[float]] | None = None,
     ) -> dict[str, Any]:
         return {
             "dataset": SampleDataset(
                 samples,
                 encoder=self.encoder,
                 transform=transform,
+                earlier_weights=earlier_weights,
                 seed=self.seed,
                 cache_images=self.cache_images,
+                feature_cache=self._features,
+                cached_crops=self.cached_crops,
             ),
             "batch_sampler": batches,
             "collate_fn": partial(_collate, pad_token_id=self.encoder.pad_token_id),
@@ -309,14 +397,32 @@ class SparklesDataModule(L.LightningDataModule):
     @rank_zero_only
     def _print_mixture(self, mixture: Mixture) -> None:
         table = Table(title=f"training mixture, drawn {self.mix.replace('_', ' ')}, seed {self.seed}")
-        for heading in ("subset", "samples", "images", "ratio", "share"):
+        weights = {name: (*earlier, 1.0) for name, earlier in self.earlier_weights.items()}
+        for heading in (
+            "subset",
+            "samples",
+            "images",
+            "ratio",
+            "share",
+            *["weights of turns"][: len(weights)],
+        ):
             table.add_column(heading, justify="left" if heading == "subset" else "right")
         for name, samples in self._train_samples.items():
             images = {image.path for sample in samples for image in sample.images}
             share = f"{mixture.shares[name]:.1%}"
-            table.add_row(name, str(len(samples)), str(len(images)), f"{mixture.ratios[name]:g}", share)
+            of_turns = " : ".join(f"{weight:g}" for weight in weights.get(name, (1.0,)))
+            table.add_row(
+                name,
+                str(len(samples)),
+                str(len(images)),
+                f"{mixture.ratios[name]:g}",
+                share,
+                *[of_turns][: len(weights)],
+            )
         first = mixture.batch_indices(0)[0]
-        encoded = self.encoder.encode_sample(self._train_samples[first.subset][first.index])
+        encoded = self.encoder.encode_sample(
+            self._train_samples[first.subset][first.index], self.earlier_weights.get(first.subset, ())
+        )
         rich.print(
             table,
             Panel(self.encoder.describe(encoded), title=f"first sample ({first.subset}), loss on bold green"),
@@ -324,10 +430,25 @@ class SparklesDataModule(L.LightningDataModule):
 
 
 def _collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
-    pixel_values = [pixels for example in examples for pixels in example.pixel_values]
-    return pad_batch(
-        [example.encoded for example in examples], pixel_values, pad_token_id=pad_token_id, side="right"
+    """A batch of `pad_batch`; with a feature cache also
+
+    is_cached bool[N], of all images; cached_features float16[C, Q, D], of those;
+    feature_keys uint8[N - C, KEY_BYTES], of those in `pixel_values`.
+    """
+    pictures = [picture for example in examples for picture in example.pictures]
+    batch = pad_batch(
+        [example.encoded for example in examples],
+        [picture.pixel_values for picture in pictures],
+        pad_token_id=pad_token_id,
+        side="right",
     )
+    if any(picture.key for picture in pictures):
+        features = [picture.features for picture in pictures if picture.features is not None]
+        keys = [list(picture.key) for picture in pictures if picture.features is None]
+        batch["is_cached"] = torch.tensor([picture.features is not None for picture in pictures])
+        batch["cached_features"] = torch.stack(features) if features else torch.empty(0, dtype=torch.float16)
+        batch["feature_keys"] = torch.tensor(keys, dtype=torch.uint8).view(-1, KEY_BYTES)
+    return batch
 
 
 def _by_name(specs: Mapping[str, SubsetSpec]) -> dict[str, SubsetSpec]:
@@ -335,6 +456,32 @@ def _by_name(specs: Mapping[str, SubsetSpec]) -> dict[str, SubsetSpec]:
     if len(by_name) < len(specs):
         raise InputError(f"two subsets have the same name among {', '.join(s.name for s in specs.values())}")
     return by_name
+
+
+def join_turns(
+    subsets: Mapping[str, SubsetSpec],
+) -> tuple[dict[str, SubsetSpec], dict[str, tuple[float, ...]]]:
+    """What `turns="joint"` draws: the subsets, and by name the weights of the answers before the last.
+
+    A subset whose turns are learnt as part of another is not drawn any more; one without `earlier_turns` is drawn
+    as ever.
+
+    Raises:
+        InputError: `earlier_turns` names a subset that is not there.
+    """
+    weights: dict[str, tuple[float, ...]] = {}
+    joined: set[str] = set()
+    for name, spec in subsets.items():
+        if unknown := set(spec.earlier_turns) - subsets.keys():
+            raise InputError(
+                f"subset {name!r}: earlier_turns names {min(unknown)!r}, which is none of {', '.join(subsets)}; "
+                f"correct data.subsets.{name}.earlier_turns, or set data.turns=sampled"
+            )
+        if spec.earlier_turns and spec.ratio > 0:
+            weights[name] = tuple(subsets[earlier].ratio / spec.ratio for earlier in spec.earlier_turns)
+            joined |= set(spec.earlier_turns)
+    drawn = {name: replace(spec, ratio=0.0) if name in joined else spec for name, spec in subsets.items()}
+    return drawn, weights
 
 
 def _check_paths(specs: Sequence[SubsetSpec]) -> None:

@@ -38,6 +38,8 @@ class Encoded:
     """int[T], `IMAGE_TOKEN_ID` in image slots."""
     labels: list[int] | None
     """int[T], `IGNORE_INDEX` where there is no loss; None at inference."""
+    loss_weights: list[float] | None = None
+    """float[T], of the loss on each label; None where all weigh the same."""
     images: tuple[Image, ...]
     """Those whose slots are in `input_ids`, in order: fewer than the dialogue's if turns were dropped."""
     dropped_turns: int = 0
@@ -104,14 +106,19 @@ class Encoder:
                 return token_id
         raise EncodingError("the tokenizer has neither pad_token nor eos_token; set one of them")
 
-    def encode_sample(self, sample: Sample) -> Encoded:
+    def encode_sample(self, sample: Sample, earlier_weights: Sequence[float] = ()) -> Encoded:
         """Prompt and answer, with labels from the first token that the answer adds.
 
         Too long a text loses the end of its answer. If the prompt alone is too long, its oldest turns go
         first, each whole and with its images; images are never cut.
 
+        Args:
+            earlier_weights: of the loss on each answer within the prompt, relative to the last answer's; none
+                learns the last answer alone. What is learnt of an answer is what its own sample would have.
+
         Raises:
-            EncodingError: the last turn's prompt alone exceeds `max_length`.
+            EncodingError: the last turn's prompt alone exceeds `max_length`, or `earlier_weights` are given for
+                another number of answers than the prompt has.
             PromptFormatError: tags and images do not match.
         """
         answer = self.prompt_format.render_answer(sample.answer)
@@ -130,6 +137,8 @@ class Encoder:
             images=images_of(messages),
             dropped_turns=_num_turns(sample.prompt.messages) - _num_turns(messages),
         )
+        if earlier_weights:
+            encoded = self._with_earlier_answers(encoded, messages, sample, earlier_weights)
         return self._cut(encoded, start=0, stop=min(len(input_ids), self.max_length))
 
     def encode_prompt(self, prompt: Prompt, *, system: bool = True) -> Encoded:
@@ -189,6 +198,31 @@ class Encoder:
                 )
             messages = messages[2:]
 
+    def _with_earlier_answers(
+        self, encoded: Encoded, messages: Sequence[Message], sample: Sample, weights: Sequence[float]
+    ) -> Encoded:
+        """Labels on the answers within the prompt too, as far as their turns are left in `messages`."""
+        num_answers = len(sample.prompt.messages) // 2
+        if len(weights) != num_answers:
+            raise EncodingError(
+                f"loss weights {tuple(weights)} for the earlier answers of a prompt that has {num_answers}; "
+                "earlier_turns of the subset must name one subset for each turn before its last"
+            )
+        assert encoded.labels is not None
+        labels, loss_weights = list(encoded.labels), [1.0] * len(encoded.labels)
+        for index, weight in enumerate(weights[encoded.dropped_turns :]):
+            answer = self.prompt_format.render_answer(messages[2 * index + 1].content)
+            prompt = self.prompt_format.render_prompt(
+                messages[: 2 * index + 1], system=self.system_in_training
+            )
+            prompt_ids, answered_ids = self._tokenize(prompt, answer)
+            # Where the end of the answer shares a token with the question behind it, that token is not learnt.
+            start, stop = (_common_prefix(ids, encoded.input_ids) for ids in (prompt_ids, answered_ids))
+            if weight:
+                labels[start:stop] = encoded.input_ids[start:stop]
+                loss_weights[start:stop] = [weight] * (stop - start)
+        return replace(encoded, labels=labels, loss_weights=loss_weights)
+
     def _end_of_masked_prompt(self, messages: Sequence[Message]) -> int:
         """How many tokens the original leaves without loss: see `unmask_prompt_end`."""
         space = self.prompt_format.answer_prefix
@@ -203,13 +237,16 @@ class Encoder:
         before, behind = slots_before % self.num_query_tokens, -slots_until % self.num_query_tokens
         kept = slice(start - before, stop + behind)
         visible = slice(before, before + stop - start)
-        labels = None
-        if encoded.labels is not None:
-            labels = [IGNORE_INDEX] * before + encoded.labels[start:stop] + [IGNORE_INDEX] * behind
+        labels, loss_weights = encoded.labels, encoded.loss_weights
+        if labels is not None:
+            labels = [IGNORE_INDEX] * before + labels[start:stop] + [IGNORE_INDEX] * behind
+        if loss_weights is not None:
+            loss_weights = [0.0] * before + loss_weights[start:stop] + [0.0] * behind
         return replace(
             encoded,
             input_ids=encoded.input_ids[kept],
             labels=labels,
+            loss_weights=loss_weights,
             images=encoded.images[
                 slots_before // self.num_query_tokens : (slots_until + behind) // self.num_query_tokens
             ],

@@ -1,15 +1,21 @@
-"""From an image id to pixels: the file, the decoded picture, the tensor that the vision encoder takes."""
+"""From an image id to pixels: the file, the decoded picture, the tensor that the vision encoder takes.
 
+torch is imported for tensors only: who looks for files need not wait for it.
+"""
+
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import PIL.Image
-import torch
-from torchvision import transforms
 
 from sparkles.types import Image, InputError
+
+if TYPE_CHECKING:
+    import torch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -91,6 +97,19 @@ def load_image(image: Image) -> PIL.Image.Image:
     return picture.crop(image.box)
 
 
+def file_digest(image: Image) -> str:
+    """sha256 of the bytes of the image's file.
+
+    Raises:
+        ImageError: no path, or no such file.
+    """
+    try:
+        with Path(str(image.path)).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"cannot read {image.path} (image {image.image_id}): {error}") from error
+
+
 class ImageTransform:
     """PIL picture -> float32[3, image_size, image_size], normalised.
 
@@ -108,6 +127,8 @@ class ImageTransform:
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
     ) -> None:
+        from torchvision import transforms
+
         self.image_size = image_size
         self.train = train
         bicubic = transforms.InterpolationMode.BICUBIC
@@ -121,6 +142,6 @@ class ImageTransform:
             ]
         )
 
-    def __call__(self, picture: PIL.Image.Image) -> torch.Tensor:
+    def __call__(self, picture: PIL.Image.Image) -> "torch.Tensor":
         pixels: torch.Tensor = self._pipeline(picture)
         return pixels

@@ -35,6 +35,8 @@ class SubsetSpec:
     """Share relative to the other subsets' ratios, whatever the sizes; 0 leaves the subset out."""
     image_patterns: tuple[str, ...] = IMAGE_PATTERNS
     """File names to try for an image id."""
+    earlier_turns: tuple[str, ...] = ()
+    """Subsets that hold the earlier turns of the same dialogues, first turn first; for `turns="joint"`."""
     reader: Reader = field(default_factory=TrainingFile)
     """Knows the format of the file: the original's training file, or another of `sparkles.data.sources`."""
 
@@ -48,6 +50,7 @@ class SubsetSpec:
         object.__setattr__(self, "annotations", Path(self.annotations))
         object.__setattr__(self, "images", Path(self.images))
         object.__setattr__(self, "image_patterns", tuple(self.image_patterns))
+        object.__setattr__(self, "earlier_turns", tuple(self.earlier_turns))
 
     @property
     def annotation_files(self) -> list[Path]:

@@ -8,7 +8,8 @@ import random
 import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from sparkles.data.annotations import (
@@ -20,10 +21,13 @@ from sparkles.data.annotations import (
     identity,
     parse_dialogue,
     parse_sample,
+    read_file,
+    report,
     samples_of,
 )
+from sparkles.data.images import IMAGE_PATTERNS, ImageFolder
 from sparkles.prompt_format import IMAGE_TAG, image_reference
-from sparkles.types import Dialogue, Image, InputError, Message, Role, Sample
+from sparkles.types import Dialogue, Image, InputError, Message, Prompt, Role, Sample
 
 MENTIONS = (
     "{image}: {question}",
@@ -141,6 +145,42 @@ class SvitFile:
             question = mention(question, image, self.mentions, chooser)
             samples += _samples([question, *others], (image,), identity(key, record, "image_id"))
         return samples
+
+
+def read_captions(
+    path: Path, images: Path | None = None, patterns: Sequence[str] = IMAGE_PATTERNS
+) -> list[Image]:
+    """The images of a file with their captions, for those who see nothing else.
+
+    It holds `image_id` and `caption` (`filter_cap.json` of cc_sbu_align, or any CSV, JSONL or JSON with these two),
+    or is of LLaVA or SVIT, whose first answers are the captions.
+
+    Args:
+        images: folder of their pictures, which are then looked for by `patterns`.
+
+    Raises:
+        AnnotationError: names every record that is malformed or whose image is missing.
+    """
+    folder = ImageFolder(Path(images), patterns) if images else None
+    reading = read_file(Path(path), _captioned, folder)
+    if reading.problems:
+        raise AnnotationError(report([reading]))
+    return [replace(sample.images[0], caption=sample.answer) for sample in reading.values]
+
+
+def _captioned(key: Key, record: Record) -> list[Sample]:
+    """A sample that shows the record's image and nothing else; its answer describes it."""
+    if "conversations" not in record:
+        name, text = "image_id", get_field(record, "caption")
+    else:
+        name = "id" if "id" in record else "image_id"
+        entries = get_field(record, "conversations", kind=list)
+        if name == "image_id":  # SVIT's are several, of which the first describes
+            entries = get_field(entries[0] if entries else {}, "content", kind=list)
+        _, text, *_ = [*_texts(entries), ""]
+    image = Image(image_id=get_field(record, name, kind=(int, str)))
+    question = Message(role="user", content=IMAGE_TAG, images=(image,))
+    return [Sample(prompt=Prompt(messages=(question,)), answer=text)]
 
 
 def mention(question: str, image: Image, mentions: Sequence[str], chooser: random.Random) -> str:

@@ -10,12 +10,18 @@ _HEDGE = re.compile(
     r"|(cannot|can't|can not|could not|couldn't|unable to) (be )?"
     r"(say|said|decide|determine|tell|judge|know|conclude)\w*)\b[^.,;:!?]*$"
 )
-_NEGATION_BEFORE = re.compile(r"(?:\b(?:not|cannot|never)|n't)(?: (?:be|the|an?|that|correct|\w+ly))*$")
+_NEGATION_BEFORE = re.compile(r"(?:\b(?:not|cannot|never)|n't)(?: (?:be|the|an?|that|correct|quite|\w+ly))*$")
+_DENIAL_BEFORE = re.compile(r"(?:\bnot|n't) the case that\b[^.,;:!?]*$")
 _NEGATION_BEHIND = re.compile(r"^ (?:is|does|do|did|can|could|has|was)(?: not\b|n't\b)|^ (?:cannot|can't)\b")
 _IS_BEFORE = re.compile(r"\b(?:is|be)(?: that)?:?$")
 _END_BEHIND = re.compile(
     r"^ ?(?:$|[.,;:!?]|(?:because|since|as|and not|but|rather than|instead of|although|while)\b)"
 )
+
+
+def conclusion(option: str) -> str:
+    """The sentence that prompts ask for."""
+    return f"Therefore, the answer is {option}."
 
 
 def parse_choice(text: str, options: Sequence[str]) -> str | None:
@@ -76,7 +82,7 @@ def _meant(option: str, options: Sequence[str], before: str, behind: str) -> str
     while match := _NEGATION_BEFORE.search(before):
         negations += 1
         before = before[: match.start()].rstrip()
-    negations += bool(_NEGATION_BEHIND.search(behind))
+    negations += bool(_DENIAL_BEFORE.search(before)) + bool(_NEGATION_BEHIND.search(behind))
     if negations % 2 == 0:
         return option
     return next(other for other in options if other != option) if len(options) == 2 else None

@@ -17,7 +17,7 @@ from sparkles.data.images import ImageError
 from sparkles.eval.files import file_hash, read_rows
 from sparkles.eval.prompting import load_prompt
 from sparkles.prompt_format import PromptFormatError, check_tags
-from sparkles.types import Dialogue, Image, InputError, Judge, Message, Verdict
+from sparkles.types import Dialogue, Image, InputError, Judge, Message, Verdict, images_of
 
 Metrics = dict[str, float | str | None]
 """Flat names to values; None where nothing could be measured."""
@@ -39,18 +39,21 @@ class Item:
     """The right option; None where a judge decides."""
     kind: str = ""
     """What the item tests, for metrics by kind; empty where the file does not say."""
+    judged: tuple[Message, ...] = ()
+    """The questions as a judge reads them, where a control shows others."""
 
     @property
     def images(self) -> tuple[Image, ...]:
-        return tuple(image for question in self.questions for image in question.images)
+        return images_of(self.questions)
 
     def key(self, *settings: str) -> str:
         """Hash of all that a score depends on: texts, pictures, label and `settings` (responder, scorer, judge)."""
+        questions = (*self.questions, *self.judged)
         images = [
             (image.image_id, image.caption, image.box, image.path and file_hash(image.path))
-            for image in self.images
+            for image in images_of(questions)
         ]
-        parts = ([question.content for question in self.questions], images, self.label, self.kind, settings)
+        parts = ([question.content for question in questions], images, self.label, self.kind, settings)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -76,11 +79,16 @@ class Prediction:
     dialogue: list[dict[str, Any]]
     """The finished dialogue: {"role", "content", "images": [{"image_id", "caption", "path", "box"}]} per message."""
     tries: list[dict[str, Any]]
-    """Every raw response, in order: {"turn" (from 1), "response", "seconds", "truncated"}."""
+    """Every raw response, in order: {"turn" (from 1), "response", "seconds", "truncated"}, and "log_probs" of the
+    options that were chosen among. A try begins with turn 1."""
     key: str
     """`Item.key`: a run that continues another keeps the lines whose key still holds."""
     label: str | None = None
     score: Score
+
+    @property
+    def num_tries(self) -> int:
+        return sum(response["turn"] == 1 for response in self.tries)
 
     def to_json(self) -> str:
         """The line. The score's fields stand beside the others: `answer` and `correct`, or `verdict`."""
@@ -111,6 +119,11 @@ class Scorer(Protocol):
 
     @property
     def needs_judge(self) -> bool: ...
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What is chosen among; none where answers are free."""
+        ...
 
     def score(self, items: Sequence[Item], dialogues: Sequence[Dialogue], judge: Judge | None) -> list[Score]:
         """The score of each item's dialogue, in order."""

@@ -115,14 +115,21 @@ def rate(run: Sequence[str], out: str = "rating.html", num: int | None = None, s
     print(f"{written} dialogues in {out}; open it in a browser, rate, and download the CSV")
 
 
-def rescore(path: str, out: str | None = None, images: str | None = None, judge: str | None = None) -> None:
+def rescore(
+    path: str,
+    out: str | None = None,
+    images: str | None = None,
+    judge: str | None = None,
+    reparse: bool = False,
+) -> None:
     """Compute metrics, intervals and the report again, without model, judge or key.
 
     path=RUN         a run folder (rewrites its metrics.json and report.html), a predictions/<benchmark>.jsonl, or a
                      result file of the original (BISON_..., NLVR2_... or SparklesEval_....json)
-    out=FOLDER       write there; for a file the default is runs/rescored/<its name>
+    out=FOLDER       write there; for a file, and with reparse, the default is runs/rescored/<its name>
     images=FOLDER    of the pictures of an original's file
     judge=NAME       whose verdicts of an original's file, where it has several
+    reparse=true     read answers, and the verdicts of an original's file, out of the replies again
     """
     from rich.console import Console
 
@@ -134,6 +141,7 @@ def rescore(path: str, out: str | None = None, images: str | None = None, judge:
         None if out is None else Path(out),
         images=None if images is None else Path(images),
         judge=judge,
+        reparse=reparse,
     )
     Console().print(comparison_table({folder.resolve().name: folder}))
     print(f"{folder}/metrics.json and {folder}/report.html")

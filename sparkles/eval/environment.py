@@ -2,10 +2,10 @@
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
 
@@ -13,6 +13,24 @@ import sparkles
 from sparkles.eval.files import read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "lightning", "hydra-core")
+
+
+class EndpointRecord(TypedDict):
+    """A model behind an endpoint."""
+
+    url: str
+    """Without credentials."""
+    model: str
+    answered_by: list[str]
+    """Names with versions, as the endpoint gave them."""
+
+
+@runtime_checkable
+class AsksEndpoints(Protocol):
+    """A responder or a judge over an endpoint, or a judge over several."""
+
+    @property
+    def endpoints(self) -> Sequence[EndpointRecord]: ...
 
 
 def write_environment(run_dir: Path, cfg: Mapping[str, Any], hashes: Mapping[str, str]) -> Path:
@@ -36,6 +54,16 @@ def add_hashes(run_dir: Path, hashes: Mapping[str, str]) -> None:
     value = read_json(path)
     value["hashes"] = value.get("hashes", {}) | dict(hashes)
     write_json(path, value)
+
+
+def add_endpoints(run_dir: Path, **askers: object) -> None:
+    """Add to `environment.json` who was asked where, by role, for those of `askers` that ask an endpoint."""
+    endpoints = {
+        role: list(asker.endpoints) for role, asker in askers.items() if isinstance(asker, AsksEndpoints)
+    }
+    if endpoints:
+        path = Path(run_dir) / "environment.json"
+        write_json(path, read_json(path) | {"endpoints": endpoints})
 
 
 def git_state(folder: Path) -> dict[str, str | bool] | None:

@@ -20,7 +20,7 @@ def estimates(
     for benchmark in benchmarks:
         dialogues = [_longest(item, responder.max_tokens) for item in benchmark.items()]
         prompts = [
-            Prompt(messages=dialogue.messages[:end])
+            Prompt(messages=dialogue.messages[:end], item_id=dialogue.dialogue_id)
             for dialogue in dialogues
             for end in range(1, len(dialogue.messages), 2)
         ]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sparkles.data.annotations import AnnotationError
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The records of a JSON list or of JSON lines, each with all of `columns`.
+    """The records of a JSON list, of JSON lines or of an object with a list in COCO's way, each with all of `columns`.
 
     Raises:
         AnnotationError: there is no such file, it is not JSON, holds no records, or a record lacks a column.
@@ -22,7 +23,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
         )
     text = path.read_text(encoding="utf-8")
     try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
+        rows = _records(text)
     except json.JSONDecodeError as error:
         raise AnnotationError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}); expected one list of records, or a record per line"
@@ -37,6 +38,17 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
                 f"expected {', '.join(columns)}, got {', '.join(found) or 'nothing'}"
             )
     return list(rows)
+
+
+def _records(text: str) -> list[Any]:
+    if text.lstrip().startswith("["):
+        return list(json.loads(text))
+    with suppress(json.JSONDecodeError):
+        whole = json.loads(text)  # as COCO-BISON ("data") and COCO ("annotations") have it
+        for key in ("data", "annotations"):
+            if isinstance(whole, dict) and isinstance(whole.get(key), list):
+                return list(whole[key])
+    return _json_lines(text)
 
 
 def _json_lines(text: str) -> list[Any]:

@@ -16,7 +16,9 @@ from statistics import fmean
 from string import Template
 from typing import Any
 
+from sparkles.eval import original
 from sparkles.eval.endpoint import Endpoint, MakeClient
+from sparkles.eval.environment import AsksEndpoints, EndpointRecord
 from sparkles.eval.judges import ANSWERS, HIGHEST, LOWEST, judge_fields, parse_verdict
 from sparkles.eval.prompting import load_prompt, prompt_hash
 from sparkles.llm_client import ChatMessage, Completion, Estimate, Outcome, Request
@@ -41,6 +43,8 @@ class LLMJudge:
             $A1, $Q2, $A2 (JSON strings), and $code; a prompt without $code trusts the judge to repeat no ratings.
         temperature: None leaves it to the endpoint, as some models require.
         structured: hold the reply to a JSON schema, where the endpoint can.
+        original_parser: read replies as the published code does, see `sparkles.eval.original`: in the paper's format
+            (never `structured`), whatever stands before the code included.
         repeat: another number asks for another verdict of the same judge.
 
     Raises:
@@ -57,6 +61,7 @@ class LLMJudge:
         temperature: float | None = 0.0,
         max_tokens: int = 2_048,
         structured: bool = True,
+        original_parser: bool = False,
         repeat: int = 1,
     ) -> None:
         self.model = model
@@ -65,7 +70,8 @@ class LLMJudge:
         self.asks_for_code = "code" in self.prompt.get_identifiers()
         self.temperature = temperature
         self.max_tokens = max_tokens
-        self.structured = structured
+        self.structured = structured and not original_parser
+        self.original_parser = original_parser
         self.repeat = repeat
         self._endpoint = Endpoint(client, journal)
         settings = [
@@ -73,7 +79,8 @@ class LLMJudge:
             f"parser {PARSER}",
             f"temperature {temperature}",
             f"{max_tokens} tokens",
-            *(["free text"] if not structured else []),
+            *(["free text"] if not self.structured else []),
+            *(["original parser"] if original_parser else []),
             *([f"repeat {repeat}"] if repeat != 1 else []),
         ]
         self._settings = ", ".join(settings)
@@ -97,6 +104,11 @@ class LLMJudge:
             self._request(dialogue, self._code(dialogue)) for dialogue in dialogues
         )
 
+    @property
+    def endpoints(self) -> list[EndpointRecord]:
+        """For `environment.json`."""
+        return [self._endpoint.description(self.model)]
+
     def _code(self, dialogue: Dialogue) -> str:
         return reply_code(judge_fields(dialogue).values()) if self.asks_for_code else ""
 
@@ -119,6 +131,7 @@ class LLMJudge:
             temperature=self.temperature,
             schema=verdict_schema(with_code=self.asks_for_code) if self.structured else None,
             try_number=self.repeat,
+            draw_for=dialogue.dialogue_id if self.temperature != 0 else "",
         )
 
     def _verdict(self, outcome: Outcome, code: str) -> Verdict:
@@ -132,6 +145,8 @@ class LLMJudge:
         judge = self._called(outcome.model or self.model)
         if outcome.finish_reason != "stop":
             return _unscored(f"the reply ended with {outcome.finish_reason!r}: {_short(outcome.text)}", judge)
+        if self.original_parser:
+            return original.parse_verdict(outcome.text, judge=judge)
         return read_reply(outcome.text, code=code, judge=judge)
 
     def _called(self, model: str) -> str:
@@ -159,6 +174,11 @@ class EnsembleJudge:
 
     def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
         return list(map(self._mean, *(judge.judge(dialogues) for judge in self.judges)))
+
+    @property
+    def endpoints(self) -> list[EndpointRecord]:
+        """Of those members that ask one."""
+        return [one for judge in self.judges if isinstance(judge, AsksEndpoints) for one in judge.endpoints]
 
     def _mean(self, *verdicts: Verdict) -> Verdict:
         named = {judge.name: verdict for judge, verdict in zip(self.judges, verdicts, strict=True)}

@@ -75,7 +75,7 @@ def _with_kinds(
 def _accuracy(predictions: Sequence[Prediction]) -> Metrics:
     num = len(predictions)
     correct = [bool(prediction.score.correct) for prediction in predictions]
-    first_try = sum(right and len(p.tries) == 1 for right, p in zip(correct, predictions, strict=True))
+    first_try = sum(right and p.num_tries == 1 for right, p in zip(correct, predictions, strict=True))
     return {
         "accuracy": sum(correct) / num if num else None,
         **_bounds("accuracy", proportion_interval(correct, shared_content(predictions))),

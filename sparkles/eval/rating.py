@@ -4,26 +4,20 @@ The page holds everything it needs. It keeps what was rated in the browser and d
 dialogue; `dialogue` is a hash of the whole conversation, by which the ratings find their way back to the runs.
 """
 
-import base64
 import csv
-import io
 import random
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from sparkles.data.images import ImageError, load_image
 from sparkles.eval.benchmark import Prediction
 from sparkles.eval.files import write_text
 from sparkles.eval.judges import ANSWERS, HIGHEST, LOWEST
 from sparkles.eval.matching import dialogue_key
-from sparkles.prompt_format import IMAGE_TAG, image_mention
-from sparkles.types import CRITERIA, Image, InputError
+from sparkles.eval.report import messages_of
+from sparkles.pages.page import Album, Speech, render
+from sparkles.types import CRITERIA, InputError, Message, images_of
 
 CRITERION_QUESTIONS = {
     "C1": "Does the answer understand the images and reason about them correctly?",
@@ -32,27 +26,10 @@ CRITERION_QUESTIONS = {
 }
 CELLS = tuple(f"{answer}/{criterion}" for answer in ANSWERS for criterion in CRITERIA)
 COLUMNS = ("rater", "dialogue", *CELLS)
-PICTURE_PIXELS = 640
-"""Longest side on the page: a rater has to see what the model saw."""
 
 
 class RatingError(InputError):
     """A file of ratings, or what is to be rated, cannot be used as it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    mention: str
-    """As the text spells it, such as IMAGE#7."""
-    uri: str
-    """The pixels as a data URI; empty when the file cannot be read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    answer_name: str
-    question: tuple[str | Picture, ...]
-    answer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +61,15 @@ def write_sheet(
         raise RatingError(
             f"num={num}: the runs have {len(keys)} dialogues of two turns to rate; runs of sparkles_eval have some"
         )
-    environment = Environment(
-        loader=PackageLoader("sparkles.eval"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.tests["picture"] = lambda part: isinstance(part, Picture)
-    page = environment.get_template("rating.html.j2").render(
-        dialogues={key: tuple(_turns(dialogues[key])) for key in keys[:num]},
+    shown = {key: _uncaptioned(dialogues[key]) for key in keys[:num]}
+    album = Album(image for messages in shown.values() for image in images_of(messages))
+    page = render(
+        "rating.html.j2",
+        album=album,
+        dialogues={
+            key: dict(zip(ANSWERS, Speech(messages, album).turns(), strict=True))
+            for key, messages in shown.items()
+        },
         questions=CRITERION_QUESTIONS,
         scale=range(LOWEST, HIGHEST + 1),
         columns=COLUMNS,
@@ -143,36 +123,9 @@ def _rating(line: Mapping[str, str | None], where: str) -> HumanRating:
     return HumanRating(rater=rater, dialogue=dialogue, scores=scores)
 
 
-def _turns(prediction: Prediction) -> Iterator[Turn]:
-    messages = prediction.dialogue
-    for name, question, answer in zip(ANSWERS, messages[::2], messages[1::2], strict=True):
-        yield Turn(answer_name=name, question=_interleaved(question), answer=answer["content"])
-
-
-def _interleaved(message: Mapping[str, Any]) -> tuple[str | Picture, ...]:
-    *texts, last = message["content"].split(IMAGE_TAG)
-    parts: list[str | Picture] = []
-    for text, image in zip_longest(texts, message["images"][: len(texts)]):
-        if image is None:  # more tags than pictures: still to be shown
-            parts.append(text + IMAGE_TAG)
-        else:
-            picture = _picture(image)
-            parts += [text.removesuffix(picture.mention), picture]
-    return (*parts, last)
-
-
-def _picture(record: Mapping[str, Any]) -> Picture:
-    image = Image(
-        image_id=record["image_id"],
-        path=record["path"] and Path(record["path"]),
-        box=record["box"] and tuple(record["box"]),
+def _uncaptioned(prediction: Prediction) -> tuple[Message, ...]:
+    """The dialogue without the captions, which would tell a rater what to see."""
+    return tuple(
+        replace(message, images=tuple(replace(image, caption="") for image in message.images))
+        for message in messages_of(prediction)
     )
-    try:
-        pixels = load_image(image)
-    except ImageError:
-        return Picture(mention=image_mention(image.image_id), uri="")
-    pixels.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
-    buffer = io.BytesIO()
-    pixels.save(buffer, format="WEBP", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(mention=image_mention(image.image_id), uri=f"data:image/webp;base64,{data}")

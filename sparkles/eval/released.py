@@ -15,19 +15,22 @@ from typing import Any
 from sparkles.data.annotations import AnnotationError, get_field
 from sparkles.eval.benchmark import Prediction, Score
 from sparkles.eval.files import read_rows
-from sparkles.eval.judges import ANSWERS, released_verdict
+from sparkles.eval.judges import ANSWERS, parse_verdict, released_verdict
 
 VERDICT = tuple(f"{answer}_C123_scores" for answer in ANSWERS)
 
 Record = dict[str, Any]
 
 
-def read_results(path: str | Path, *, images: str | Path, judge: str | None = None) -> list[Prediction]:
+def read_results(
+    path: str | Path, *, images: str | Path, judge: str | None = None, reparse: bool = False
+) -> list[Prediction]:
     """Predictions of a result file of BISON, NLVR2 or SparklesEval.
 
     Args:
         images: the folder of their pictures, which need not be there.
         judge: whose verdicts are meant; None where the file has one judge.
+        reparse: read the ratings out of the judge's replies, in place of those that the published code read.
 
     Raises:
         AnnotationError: names the file and the first record that is not as it should be.
@@ -35,7 +38,7 @@ def read_results(path: str | Path, *, images: str | Path, judge: str | None = No
     path, images = Path(path), Path(images)
     rows = read_rows(path, ("evaluation_id",))
     if "dialogue" in rows[0]:
-        read = partial(_rating, images=images, judge=judge or _only_judge(path, rows[0]))
+        read = partial(_rating, images=images, judge=judge or _only_judge(path, rows[0]), reparse=reparse)
     else:
         read = partial(_choice, images=images)
     predictions = []
@@ -62,7 +65,7 @@ def _choice(row: Record, images: Path) -> Prediction:
     )
 
 
-def _rating(row: Record, images: Path, judge: str) -> Prediction:
+def _rating(row: Record, images: Path, judge: str, reparse: bool) -> Prediction:
     dialogue = [
         {
             "role": get_field(message, "role"),
@@ -75,9 +78,12 @@ def _rating(row: Record, images: Path, judge: str) -> Prediction:
         }
         for message in get_field(row, "dialogue", kind=list)
     ]
-    verdict = get_field(row, judge, kind=dict)
-    scores = {name: get_field(verdict, name, kind=list) for name in VERDICT}
-    return _prediction(row, dialogue=dialogue, score=Score(verdict=released_verdict(scores, judge=judge)))
+    found = get_field(row, judge, kind=dict)
+    if reparse:
+        verdict = parse_verdict(get_field(found, "response"), judge=judge)
+    else:
+        verdict = released_verdict({name: get_field(found, name, kind=list) for name in VERDICT}, judge=judge)
+    return _prediction(row, dialogue=dialogue, score=Score(verdict=verdict))
 
 
 def _prediction(row: Record, *, dialogue: list[Record], score: Score, label: str | None = None) -> Prediction:

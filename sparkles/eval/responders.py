@@ -1,30 +1,49 @@
-"""What answers prompts: here a model in this process, over anything that has SparklesChat's `generate`.
+"""What answers prompts: here a model in this process, over anything that is asked like SparklesChat.
 
-B prompts of a batch, T tokens of the longest, S new tokens.
+B prompts of a batch, T tokens of the longest, S new tokens, V vocabulary.
 """
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from torch import nn
-from transformers import StoppingCriteria, StoppingCriteriaList
+from torch import Tensor, nn
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder, Tokenizer
 from sparkles.data.images import ImageTransform, load_image
+from sparkles.eval.answers import conclusion
+from sparkles.eval.likelihood import ChatModel, contest, ending_log_probs
 from sparkles.types import InputError, Prompt, Response
 
+FIRST_BATCH_SIZE, LARGEST_BATCH_SIZE = 50, 800
+"""What `auto` begins with, and where it ends on a device that says when its memory is full."""
 
-class GeneratingModel(Protocol):
-    """SparklesChat, as far as a responder needs it. It is also a `torch.nn.Module`."""
+SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 0.9}
+"""How answers are drawn where `generation` does not say: as in the original."""
 
-    def generate(self, batch: Mapping[str, torch.Tensor], **generation: Any) -> torch.Tensor:
-        """New token ids int64[B, S] of a left-padded batch."""
-        ...
+_WARPERS: Mapping[str, Callable[[Any], LogitsProcessor]] = {
+    "temperature": TemperatureLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+}
+"""In the order in which transformers applies them."""
 
 
 class StopStrings(StoppingCriteria):
@@ -39,24 +58,44 @@ class StopStrings(StoppingCriteria):
         # A token may be as little as a byte, and the first that is decoded may lose its leading space.
         self.num_tokens = 1 + max((len(string.encode()) for string in strings), default=0)
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """int64[B, S] -> bool[B]"""
         endings = [self.tokenizer.decode(row) for row in input_ids[:, -self.num_tokens :].tolist()]
         ended = [any(string in ending for string in self.strings) for ending in endings]
         return torch.tensor(ended, device=input_ids.device)
 
 
+class SeededNoise(LogitsProcessor):
+    """Makes the token with the largest score a draw from the softmax of the scores, by adding Gumbel noise.
+
+    Each row draws from a generator of its own, so neither the other rows nor the device change what it draws.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """float[B, V] -> float32[B, V]"""
+        rows = [
+            torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators
+        ]
+        return scores.float() - torch.stack(rows).log().to(scores.device)
+
+
 class ModelResponder:
     """Answers in batches of prompts of about the same length, and gives the responses in the prompts' order.
 
-    With greedy decoding (`generation={"do_sample": False, ...}`) a response depends neither on the batch size nor on
-    the other prompts.
+    Up to the rounding of sums, a response depends neither on the batch size nor on the other prompts: where answers are
+    drawn (`do_sample`, or a second try), each prompt draws by a seed of its item, turn and try.
 
     Args:
-        generation: keyword arguments of transformers' `generate`; `max_new_tokens` is required.
+        generation: keyword arguments of transformers' `generate`; `max_new_tokens` is required. Of those that say how
+            to sample it may have temperature, top_k, top_p and min_p.
+        batch_size: prompts at a time, half as many for as long as the device's memory does not suffice. `auto` finds
+            out on a CUDA device how many fit.
         original_answer_text: take the answer out of what was generated as the original does: the end token is
             spelled in it, and all up to the last `Assistant:` that the model repeats is left out.
-        blank_images: replace every picture by the mean colour, to see what a model scores without looking.
+        seed: of sampled answers.
         name: who answers. A hash of weights and settings is appended, so that an answer on disk is taken up only
             by the very same responder.
     """
@@ -64,69 +103,139 @@ class ModelResponder:
     def __init__(
         self,
         *,
-        model: GeneratingModel,
+        model: ChatModel,
         encoder: Encoder,
         transform: ImageTransform,
         generation: Mapping[str, Any],
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = "auto",
         original_answer_text: bool = False,
-        blank_images: bool = False,
+        seed: int = 0,
         name: str = "SparklesChat",
     ) -> None:
         if "max_new_tokens" not in generation:
             raise InputError(f"generation={dict(generation)} sets no limit; add max_new_tokens")
-        if batch_size < 1:
+        if batch_size != "auto" and batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         assert isinstance(model, nn.Module)
         self.model = model
         self.encoder = encoder
         self.transform = transform
-        self.batch_size = batch_size
-        self.blank_images = blank_images
+        self.batch_size = FIRST_BATCH_SIZE if batch_size == "auto" else batch_size
+        may_grow = batch_size == "auto" and self._device.type == "cuda"
+        self._largest = LARGEST_BATCH_SIZE if may_grow else self.batch_size
         self.original_answer_text = original_answer_text
-        self.generation = dict(generation)
+        self.seed = seed
+        self.generation = {"do_sample": False, **generation}
+        self._warpers = _warpers(self.generation)
         self.stop_strings = encoder.prompt_format.stop_strings
+        self._option_encoder = Encoder(
+            tokenizer=encoder.tokenizer,
+            prompt_format=encoder.prompt_format,
+            num_query_tokens=encoder.num_query_tokens,
+            max_length=encoder.max_prompt_length + self.generation["max_new_tokens"],
+            system_in_training=True,
+        )
         # vars: the transform's steps, whose repr holds sizes, means and deviations
         settings = (
             encoder.prompt_format,
             (encoder.max_prompt_length, encoder.cut_anywhere),
             vars(transform),
-            blank_images,
             original_answer_text,
             self.generation,
+            seed,
         )
         self.name = f"{name}@{_fingerprint(model, repr(settings))}"
 
     def respond(self, prompts: Sequence[Prompt]) -> list[Response]:
+        """Answer each prompt, in order.
+
+        Raises:
+            InputError: not even one prompt fits into the device's memory.
+        """
         encoded = [self.encoder.encode_prompt(prompt) for prompt in prompts]
-        longest_first = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].input_ids))
+        ways = defaultdict(list)
+        for index in sorted(range(len(prompts)), key=lambda index: -len(encoded[index].input_ids)):
+            prompt = prompts[index]
+            ways[len(prompt.options), self._is_sampled(prompt)].append(index)
         responses: dict[int, Response] = {}
         with torch.inference_mode(), _evaluating(self.model):
-            for start in range(0, len(encoded), self.batch_size):
-                indices = longest_first[start : start + self.batch_size]
-                answers = self._respond_batch([encoded[i] for i in indices])
-                responses |= zip(indices, answers, strict=True)
+            for waiting in ways.values():
+                while waiting:
+                    batch = waiting[: self.batch_size]
+                    answers = self._try_batch([prompts[i] for i in batch], [encoded[i] for i in batch])
+                    if answers is None:
+                        self._shrink(batch_size=len(batch))
+                        continue
+                    responses |= zip(batch, answers, strict=True)
+                    waiting = waiting[len(batch) :]
+                    self.batch_size = min(2 * self.batch_size, self._largest)
         return [responses[i] for i in range(len(prompts))]
 
-    def _respond_batch(self, encoded: Sequence[Encoded]) -> list[Response]:
+    def _try_batch(self, prompts: Sequence[Prompt], encoded: Sequence[Encoded]) -> list[Response] | None:
+        """The responses; None if the device's memory does not suffice."""
         start = time.perf_counter()
-        pixels = [self.transform(load_image(image)) for one in encoded for image in one.images]
-        batch = pad_batch(encoded, pixels, pad_token_id=self.encoder.pad_token_id, side="left")
-        if self.blank_images:
-            batch["pixel_values"] = torch.zeros_like(
-                batch["pixel_values"]
-            )  # zero is the mean after normalisation
-        device = next(self.model.parameters()).device
+        try:
+            answers = self._choose(prompts) if prompts[0].options else self._speak(prompts, encoded)
+        except torch.cuda.OutOfMemoryError:
+            return None
+        seconds = (time.perf_counter() - start) / len(prompts)
+        return [replace(answer, seconds=seconds) for answer in answers]
+
+    def _shrink(self, *, batch_size: int) -> None:
+        if batch_size == 1:
+            raise InputError(
+                "one prompt alone does not fit into the device's memory; lower max_new_tokens, load the language model "
+                "in fewer bits (model.language.dtype, model.language.quantization) or take a larger device"
+            )
+        self.batch_size = self._largest = batch_size // 2
+        torch.cuda.empty_cache()
+
+    def _speak(self, prompts: Sequence[Prompt], encoded: Sequence[Encoded]) -> list[Response]:
+        generation = self.generation
+        if self._is_sampled(prompts[0]):
+            # transformers would draw all rows from one generator.
+            noise = SeededNoise([self._seed(prompt) for prompt in prompts])
+            generation = {name: value for name, value in generation.items() if name not in _WARPERS} | {
+                "do_sample": False,
+                "logits_processor": LogitsProcessorList([*self._warpers, noise]),
+            }
         new_ids = self.model.generate(
-            {name: tensor.to(device) for name, tensor in batch.items()},
+            self._batch(encoded),
             pad_token_id=self.encoder.pad_token_id,
             stopping_criteria=StoppingCriteriaList([StopStrings(self.stop_strings, self.encoder.tokenizer)]),
-            **self.generation,
+            **generation,
         )
-        seconds = (time.perf_counter() - start) / len(encoded)
-        return [self._response(row, seconds) for row in new_ids.tolist()]
+        return [self._response(row) for row in new_ids.tolist()]
 
-    def _response(self, token_ids: list[int], seconds: float) -> Response:
+    def _choose(self, prompts: Sequence[Prompt]) -> list[Response]:
+        contests = [contest(prompt, self._option_encoder) for prompt in prompts]
+        batch = self._batch([one.context for one in contests])
+        found = ending_log_probs(self.model, batch, [one.endings for one in contests]).tolist()
+        responses = []
+        for prompt, values in zip(prompts, found, strict=True):
+            log_probs = dict(zip(prompt.options, values, strict=True))
+            best = max(prompt.options, key=log_probs.__getitem__)
+            responses.append(Response(text=conclusion(best), log_probs=log_probs))
+        return responses
+
+    def _batch(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        pixels = [self.transform(load_image(image)) for one in encoded for image in one.images]
+        batch = pad_batch(encoded, pixels, pad_token_id=self.encoder.pad_token_id, side="left")
+        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+
+    def _is_sampled(self, prompt: Prompt) -> bool:
+        return self.generation["do_sample"] or prompt.try_number > 1
+
+    def _seed(self, prompt: Prompt) -> int:
+        drawn = (self.seed, prompt.item_id, len(prompt.messages), prompt.try_number)
+        return int.from_bytes(hashlib.sha256(repr(drawn).encode()).digest()[:8])
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def _response(self, token_ids: list[int]) -> Response:
         """The text in front of the stop string or the end token."""
         tokenizer = self.encoder.tokenizer
         eos = tokenizer.eos_token_id
@@ -145,7 +254,31 @@ class ModelResponder:
             prompt_format = self.encoder.prompt_format
             role = prompt_format.assistant_prefix.removeprefix(prompt_format.end_of_answer)
             text = text.rpartition(role)[2]
-        return Response(text=text.strip(), seconds=seconds, truncated=not ended)
+        return Response(text=text.strip(), truncated=not ended)
+
+
+def _warpers(generation: Mapping[str, Any]) -> list[LogitsProcessor]:
+    """What transformers would do to the scores before it draws.
+
+    Raises:
+        InputError: it cannot be done with a generator for each row, or with such a value.
+    """
+    others = {"num_beams", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"} & generation.keys()
+    if generation["do_sample"] and others:
+        raise InputError(
+            f"generation: {', '.join(sorted(others))} cannot be combined with do_sample=true here, where each item "
+            f"draws by its own seed; it takes {', '.join(_WARPERS)}"
+        )
+    settings = SAMPLING | dict(generation)
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    try:
+        return [
+            warper(settings[name])
+            for name, warper in _WARPERS.items()
+            if settings.get(name) is not None and settings[name] != off.get(name)
+        ]
+    except ValueError as error:
+        raise InputError(f"generation: {error}") from error
 
 
 @contextmanager

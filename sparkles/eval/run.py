@@ -8,21 +8,25 @@ An item whose responder could not be asked gets no line. The run goes on without
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sparkles.eval.asking import PLAINLY, Asked, Asking, ask, judged_dialogue
 from sparkles.eval.benchmark import Benchmark, BenchmarkError, Item, Metrics, Prediction, Score
-from sparkles.eval.environment import add_hashes
+from sparkles.eval.controls import controlled, effect
+from sparkles.eval.environment import add_endpoints, add_hashes
 from sparkles.eval.files import read_json, write_json, write_text
+from sparkles.eval.predictions import read_run
 from sparkles.eval.report import render_report
-from sparkles.prompt_format import IMAGE_PLACEHOLDER, strip_tags
-from sparkles.types import Dialogue, Image, InputError, Judge, Message, Prompt, Responder
+from sparkles.eval.scorer_files import write_scorer_file
+from sparkles.types import Image, InputError, Judge, Message, Responder
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +37,13 @@ class IncompleteError(InputError):
     """Some items have no answer. What there is was measured and written."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """An item, and what the responder said to it."""
-
-    item: Item
-    messages: tuple[Message, ...]
-    tries: list[dict[str, Any]]
-    failure: str
-    """Why the item is not finished; empty if it is."""
-
-
 def evaluate(
     benchmarks: Sequence[Benchmark],
     responder: Responder,
     judge: Judge | None,
     run_dir: Path,
     *,
+    asking: Asking = PLAINLY,
     progress: bool = True,
     save_every: int = 64,
 ) -> Metrics:
@@ -57,6 +51,7 @@ def evaluate(
 
     Args:
         judge: rates dialogues; None if no benchmark has any.
+        asking: how often, under which control, and what to hold that against.
         save_every: items of one process between two writes.
 
     Raises:
@@ -65,27 +60,37 @@ def evaluate(
             items that have an answer; `<benchmark>/unanswered` counts the others.
     """
     run_dir = Path(run_dir)
-    items = read_all(benchmarks, judge)
+    if asking.plain is not None and Path(asking.plain).resolve() == run_dir.resolve():
+        raise BenchmarkError(f"eval.plain={asking.plain} is this run's own folder; set another run_dir=...")
+    items = read_all(benchmarks, judge, asking)
     metrics: Metrics = {}
     incomplete: list[str] = []
     with _progress(progress and _rank() == 0) as bar:
         for benchmark in benchmarks:
             predictions, failures = _predict(
-                benchmark, items[benchmark.name], responder, judge, run_dir, bar, save_every
+                benchmark, items[benchmark.name], responder, judge, run_dir, asking, bar, save_every
             )
             found = _named(benchmark, benchmark.scorer.metrics(predictions))
+            seen = _named(benchmark, _effect(benchmark, predictions, asking))
             if failures:
                 found |= _named(benchmark, {"unanswered": len(failures)})
                 total = len(items[benchmark.name])
                 incomplete.append(
                     f"{benchmark.name}: {len(failures)} of {total} items, the last: {failures[-1]}"
                 )
-            metrics |= found
+            metrics |= found | seen
             if _rank() == 0:
                 add_hashes(run_dir, _named(benchmark, benchmark.hashes()))
-                _merge_metrics(run_dir / "metrics.json", benchmark.name, found)
+                write_scorer_file(benchmark, predictions, run_dir / "predictions")
+                _merge_metrics(run_dir / "metrics.json", benchmark.name, found | seen)
+                if seen and asking.plain is not None:
+                    path = Path(asking.plain) / "metrics.json"
+                    write_json(path, read_json(path) | seen)
     if _rank() == 0:
+        add_endpoints(run_dir, responder=responder, judge=judge)
         render_report(run_dir)
+        if asking.plain is not None:
+            render_report(Path(asking.plain))
     if incomplete:
         raise IncompleteError(
             "\n  ".join([f"{responder.name} could not be asked everything:", *incomplete])
@@ -94,11 +99,14 @@ def evaluate(
     return metrics
 
 
-def read_all(benchmarks: Sequence[Benchmark], judge: Judge | None) -> dict[str, list[Item]]:
-    """The items of each benchmark, by its name: what is wrong with the files shows up here, before the work.
+def read_all(
+    benchmarks: Sequence[Benchmark], judge: Judge | None, asking: Asking = PLAINLY
+) -> dict[str, list[Item]]:
+    """What is asked of each benchmark, by its name: what is wrong with the files shows up here, before the work.
 
     Raises:
-        BenchmarkError: two benchmarks have one name, a judge is missing, or item ids repeat.
+        BenchmarkError: two benchmarks have one name, a judge is missing, item ids repeat, or a control cannot be had.
+        RunFolderError: there are no predictions to hold a control against.
         AnnotationError: a file, a record or a picture is not as it should be.
     """
     names = [benchmark.name for benchmark in benchmarks]
@@ -109,14 +117,16 @@ def read_all(benchmarks: Sequence[Benchmark], judge: Judge | None) -> dict[str, 
     for benchmark in benchmarks:
         if benchmark.scorer.needs_judge and judge is None:
             raise BenchmarkError(f"{benchmark.name} is rated by a judge, and there is none; set judge=...")
-    return {benchmark.name: _read_items(benchmark) for benchmark in benchmarks}
+    if asking.plain is not None and (missing := set(names) - read_run(Path(asking.plain)).keys()):
+        raise BenchmarkError(f"eval.plain={asking.plain} has no predictions of {', '.join(sorted(missing))}")
+    return {benchmark.name: _read_items(benchmark, asking) for benchmark in benchmarks}
 
 
 def _named(benchmark: Benchmark, values: Mapping[str, T]) -> dict[str, T]:
     return {f"{benchmark.name}/{key}": value for key, value in values.items()}
 
 
-def _read_items(benchmark: Benchmark) -> list[Item]:
+def _read_items(benchmark: Benchmark, asking: Asking) -> list[Item]:
     items = benchmark.items()
     seen: set[str] = set()
     for item in items:
@@ -125,7 +135,21 @@ def _read_items(benchmark: Benchmark) -> list[Item]:
                 f"{benchmark.name}: two items have the id {item.item_id!r}; correct its annotations"
             )
         seen.add(item.item_id)
-    return items
+    try:
+        return controlled(items, asking.control, seed=asking.seed)
+    except InputError as error:
+        raise BenchmarkError(f"{benchmark.name}: {error}") from error
+
+
+def _effect(benchmark: Benchmark, predictions: Sequence[Prediction], asking: Asking) -> Metrics:
+    """What the control shows beside the plain run; nothing without either, or where they cannot be compared."""
+    if asking.control is None or asking.plain is None:
+        return {}
+    try:
+        return effect(asking.control, read_run(Path(asking.plain))[benchmark.name], predictions)
+    except InputError as error:
+        logger.warning("%s: what the control shows cannot be told: %s", benchmark.name, error)
+        return {}
 
 
 def _predict(
@@ -134,6 +158,7 @@ def _predict(
     responder: Responder,
     judge: Judge | None,
     run_dir: Path,
+    asking: Asking,
     bar: Progress,
     save_every: int,
 ) -> tuple[list[Prediction], list[str]]:
@@ -143,14 +168,11 @@ def _predict(
     """
     path = run_dir / "predictions" / f"{benchmark.name}.jsonl"
     judge_name = judge.name if judge and benchmark.scorer.needs_judge else ""
-    keys = {item.item_id: item.key(responder.name, benchmark.scorer.name, judge_name) for item in items}
-    done: dict[str, Prediction] = {}
-    if _rank() == 0:
-        done = _take_up(path, keys)
-        again = _rate_again(benchmark, items, done, judge)
-        _append(path, again)
-        done |= {prediction.item_id: prediction for prediction in again}
-    done = _from_first(done)
+    settings = (responder.name, benchmark.scorer.name, judge_name, *asking.settings(benchmark.scorer))
+    keys = {item.item_id: item.key(*settings) for item in items}
+    done = _on_first(lambda: _take_up(path, keys))
+    again = _on_first(lambda: _rate_again(path, benchmark, items, done, judge))
+    done |= {prediction.item_id: prediction for prediction in again}
     if done:
         bar.console.print(f"{benchmark.name}: {len(done)} of {len(items)} items taken up from {path}")
     todo = [item for item in items if item.item_id not in done]
@@ -159,13 +181,11 @@ def _predict(
     try:
         for start in range(0, len(todo), save_every * _size()):
             mine = todo[start : start + save_every * _size()][_rank() :: _size()]
-            asked = _gather(_ask(mine, responder))
+            asked = _gather(partial(ask, mine, responder, benchmark.scorer, asking))
             failures += [one.failure for one in asked if one.failure]
-            new: list[Prediction] = []
-            if _rank() == 0:
-                new = _score([one for one in asked if not one.failure], benchmark, judge, keys)
-                _append(path, new)
-            done |= {prediction.item_id: prediction for prediction in _from_first(new)}
+            answered = [one for one in asked if not one.failure]
+            new = _on_first(partial(_score, path, benchmark, answered, judge, keys))
+            done |= {prediction.item_id: prediction for prediction in new}
             bar.update(task, completed=len(done))
     except KeyboardInterrupt:
         bar.console.print(
@@ -187,48 +207,19 @@ def _predict(
     return predictions, failures
 
 
-def _ask(items: Sequence[Item], responder: Responder) -> list[_Asked]:
-    """What the responder says to each item, turn by turn."""
-    messages: list[tuple[Message, ...]] = [() for _ in items]
-    tries: list[list[dict[str, Any]]] = [[] for _ in items]
-    failures = [""] * len(items)
-    for turn in range(max((len(item.questions) for item in items), default=0)):
-        asked = [
-            index for index, item in enumerate(items) if turn < len(item.questions) and not failures[index]
-        ]
-        prompts = [
-            Prompt(messages=(*messages[index], items[index].questions[turn]), item_id=items[index].item_id)
-            for index in asked
-        ]
-        for index, prompt, response in zip(asked, prompts, responder.respond(prompts), strict=True):
-            failures[index] = response.failure
-            # An answer shows no images: a tag that the model made up would be taken for one in the next prompt.
-            answer = strip_tags(response.text).replace(IMAGE_PLACEHOLDER, "")
-            messages[index] = (*prompt.messages, Message(role="assistant", content=answer))
-            tries[index].append(
-                {
-                    "turn": turn + 1,
-                    "response": response.text,
-                    "seconds": round(response.seconds, 4),
-                    "truncated": response.truncated,
-                }
-            )
-    return [
-        _Asked(item=item, messages=spoken, tries=tried, failure=failure)
-        for item, spoken, tried, failure in zip(items, messages, tries, failures, strict=True)
-    ]
-
-
 def _score(
-    asked: Sequence[_Asked], benchmark: Benchmark, judge: Judge | None, keys: Mapping[str, str]
+    path: Path,
+    benchmark: Benchmark,
+    asked: Sequence[Asked],
+    judge: Judge | None,
+    keys: Mapping[str, str],
 ) -> list[Prediction]:
-    items = [one.item for one in asked]
-    dialogues = [Dialogue(messages=one.messages, dialogue_id=one.item.item_id) for one in asked]
+    items, dialogues = [one.item for one in asked], [one.dialogue for one in asked]
     scores = benchmark.scorer.score(items, dialogues, judge) if items else []
-    return [_prediction(one, score, keys) for one, score in zip(asked, scores, strict=True)]
+    return _append(path, [_prediction(one, score, keys) for one, score in zip(asked, scores, strict=True)])
 
 
-def _prediction(asked: _Asked, score: Score, keys: Mapping[str, str]) -> Prediction:
+def _prediction(asked: Asked, score: Score, keys: Mapping[str, str]) -> Prediction:
     item = asked.item
     return Prediction(
         item_id=item.item_id,
@@ -236,7 +227,7 @@ def _prediction(asked: _Asked, score: Score, keys: Mapping[str, str]) -> Predict
         prompt="\n\n".join(question.content for question in item.questions),
         image_ids=[image.image_id for image in item.images],
         dialogue=[_message_record(message) for message in asked.messages],
-        tries=asked.tries,
+        tries=list(asked.tries),
         key=keys[item.item_id],
         label=item.label,
         score=score,
@@ -249,22 +240,24 @@ def _judge_failed(prediction: Prediction) -> bool:
 
 
 def _rate_again(
-    benchmark: Benchmark, items: Sequence[Item], done: Mapping[str, Prediction], judge: Judge | None
+    path: Path,
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    done: Mapping[str, Prediction],
+    judge: Judge | None,
 ) -> list[Prediction]:
     """Predictions whose judge could not be asked, with the verdict of another attempt; the answers stay."""
     unrated = [item for item in items if item.item_id in done and _judge_failed(done[item.item_id])]
-    dialogues = []
-    for item in unrated:
-        answers = [
-            Message(role="assistant", content=message["content"])
-            for message in done[item.item_id].dialogue
-            if message["role"] == "assistant"
-        ]
-        turns = zip(item.questions, answers, strict=True)
-        messages = tuple(message for turn in turns for message in turn)
-        dialogues.append(Dialogue(messages=messages, dialogue_id=item.item_id))
+    dialogues = [judged_dialogue(item, _answers(done[item.item_id])) for item in unrated]
     scores = benchmark.scorer.score(unrated, dialogues, judge) if unrated else []
-    return [replace(done[item.item_id], score=score) for item, score in zip(unrated, scores, strict=True)]
+    return _append(
+        path,
+        [replace(done[item.item_id], score=score) for item, score in zip(unrated, scores, strict=True)],
+    )
+
+
+def _answers(prediction: Prediction) -> list[str]:
+    return [said["content"] for said in prediction.dialogue if said["role"] == "assistant"]
 
 
 def _message_record(message: Message) -> dict[str, Any]:
@@ -303,10 +296,12 @@ def _take_up(path: Path, keys: Mapping[str, str]) -> dict[str, Prediction]:
     return done
 
 
-def _append(path: Path, predictions: Sequence[Prediction]) -> None:
+def _append(path: Path, predictions: list[Prediction]) -> list[Prediction]:
+    """The predictions, once they are on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(f"{prediction.to_json()}\n" for prediction in predictions)
+    return predictions
 
 
 def _merge_metrics(path: Path, name: str, metrics: Metrics) -> None:
@@ -334,19 +329,29 @@ def _size() -> int:
     return dist.get_world_size() if _distributed() else 1
 
 
-def _gather(values: list[T]) -> list[T]:
-    """The values of all processes."""
+def _gather(share: Callable[[], list[T]]) -> list[T]:
+    """What the shares of all processes give, one behind the other.
+
+    A mistake that one of them meets is raised on all: the others would wait for it forever.
+    """
     if not _distributed():
-        return values
-    parts: list[list[T]] = [[] for _ in range(_size())]
-    dist.all_gather_object(parts, values)
-    return [value for part in parts for value in part]
+        return share()
+    mine: list[T] | InputError
+    try:
+        mine = share()
+    except (InputError, OSError) as error:
+        mine = InputError(str(error))
+    parts: list[list[T] | InputError] = [[] for _ in range(_size())]
+    dist.all_gather_object(parts, mine)
+    values: list[T] = []
+    for part in parts:
+        if isinstance(part, InputError):
+            raise part
+        values += part
+    return values
 
 
-def _from_first(value: T) -> T:
-    """The value of the first process."""
-    if not _distributed():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def _on_first(function: Callable[[], T]) -> T:
+    """What the function gives on the first process, which alone calls it."""
+    [value] = _gather(lambda: [function()] if _rank() == 0 else [])
+    return value

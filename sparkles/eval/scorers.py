@@ -42,6 +42,7 @@ class RatingScorer:
     """Length of both answers at which the length-controlled rating is read, such as that of the reference answers."""
     name = "rating"
     needs_judge = True
+    options = ()
 
     def score(self, items: Sequence[Item], dialogues: Sequence[Dialogue], judge: Judge | None) -> list[Score]:
         if judge is None:

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     UNKNOWN_IMAGE = "an image that was no candidate"
     NOT_MENTIONED = "an image that the text does not mention"
     NUM_IMAGES = "wrong number of images"
+    DECLINED = "declined by the model or its provider"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,15 @@ from tenacity import (
 )
 
 from sparkles.journal import Journal
-from sparkles.llm_client.costs import Estimate, Ledger, OverBudget, Price, estimate, rate_tokens
+from sparkles.llm_client.costs import (
+    Estimate,
+    Ledger,
+    OtherJournals,
+    OverBudget,
+    Price,
+    estimate,
+    rate_tokens,
+)
 from sparkles.llm_client.outcomes import Completion, Failure, Outcome, usage_of
 from sparkles.llm_client.replies import CallError, read_error, read_reply, refuses
 from sparkles.llm_client.requests import Request, RequestError
@@ -33,6 +41,8 @@ from sparkles.types import InputError
 logger = logging.getLogger(__name__)
 _SHORTEST_KEY = 12
 """Shorter ones, such as EMPTY, are what local servers are given, and words that a reply may hold."""
+_OPENAI = "https://api.openai.com/v1"
+"""Where `openai` asks if it is not told."""
 _NOT_THE_ENDPOINT = {"request", "budget", "interrupted"}
 """Reasons for a failure that say nothing of the endpoint."""
 
@@ -67,7 +77,8 @@ class LLMClient:
         key_variable: name of the environment variable with the key; a local server needs none.
         journal: opened by the caller, who also closes it. Without one, nothing is kept and nothing looked up.
         prices: by model. A model without a price costs an unknown sum, which is said.
-        budget_usd: limit on what the journal's replies and the new ones cost together.
+        budget_usd: limit on what the journal's replies and the new ones cost together, those of other clients whose
+            journals lie in the same folder included.
         concurrency: calls under way at a time, those that wait to try again included.
         requests_per_minute: evenly spaced; null leaves it to the endpoint's HTTP 429.
         tokens_per_minute: of input, about, and of the replies' limits.
@@ -116,6 +127,8 @@ class LLMClient:
             raise ClientError(f"the endpoint's URL holds a user or password; put the key into {key_variable}")
         self.journal = journal
         self.ledger = Ledger(dict(prices or {}), budget_usd)
+        if journal is not None:
+            self.ledger.elsewhere = OtherJournals(journal.path).dollars
         self.concurrency = concurrency
         self.timeout = timeout
         self.attempts = attempts
@@ -235,6 +248,11 @@ class LLMClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    @property
+    def url(self) -> str:
+        """Where calls go; without a query, which may hold a key."""
+        return urlsplit(self.base_url or _OPENAI)._replace(query="", fragment="").geturl()
 
     @cached_property
     def _runner(self) -> asyncio.Runner:
@@ -396,7 +414,8 @@ class LLMClient:
 
     def _keep(self, key: str, request: Request, reply: Completion) -> None:
         if self.journal is not None:
-            self.journal.put(key, reply.to_record(request.model))
+            dollars = self.ledger.cost(request.model, reply.usage)
+            self.journal.put(key, reply.to_record(request.model, dollars))
 
     def _keep_rejected(self, key: str, request: Request, error: CallError) -> None:
         """Keep a reply that was paid for but is no answer, for the ledger and for whoever wants to know."""

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from sparkles.journal import written_records
 from sparkles.llm_client.outcomes import Usage
 from sparkles.llm_client.requests import Request
 from sparkles.types import InputError
@@ -54,7 +56,8 @@ class Ledger:
 
     Args:
         prices: by the name that a model is asked for.
-        budget_usd: limit on all that this ledger has seen, replies of earlier runs included.
+        budget_usd: limit on all that this ledger has seen, replies of earlier runs included, and on `elsewhere`.
+        elsewhere: dollars that others spend of the same budget, asked for before each call.
 
     Raises:
         BudgetError: the budget is not positive.
@@ -74,6 +77,7 @@ class Ledger:
     """Calls whose reply did not arrive, but which the provider may have made and charged."""
     lost_dollars: float = 0.0
     """The most that those may have cost."""
+    elsewhere: Callable[[], float] = lambda: 0.0
 
     def __post_init__(self) -> None:
         if self.budget_usd is not None and self.budget_usd <= 0:
@@ -129,10 +133,14 @@ class Ledger:
         if usage is None:
             self.unknown["the endpoint did not tell the tokens"] += 1
             self.lost_dollars += bound
-        elif model not in self.prices:
+        elif (dollars := self.cost(model, usage)) is None:
             self.unknown[f"no price for {model!r}"] += 1
         else:
-            self.dollars += self.prices[model].cost(usage)
+            self.dollars += dollars
+
+    def cost(self, model: str, usage: Usage | None) -> float | None:
+        """What a reply cost; None where its price or its tokens are unknown."""
+        return None if usage is None or model not in self.prices else self.prices[model].cost(usage)
 
     def summary(self) -> str:
         """The state in a line.
@@ -149,11 +157,34 @@ class Ledger:
             parts.append(f"{self.lost} replies that did not arrive but may be charged")
         if self.lost_dollars:
             parts.append(f"up to ${self.lost_dollars:.4f} more for these")
+        if elsewhere := self.elsewhere():
+            parts.append(f"${elsewhere:.4f} in the other journals of the folder")
         return "; ".join(parts)
 
     @property
     def _committed(self) -> float:
-        return self.dollars + self.lost_dollars
+        return self.dollars + self.lost_dollars + self.elsewhere()
+
+
+class OtherJournals:
+    """What the replies in the other journals of a folder cost; these are read on as they grow.
+
+    So responder and judge, which keep a journal each, share one budget.
+    """
+
+    def __init__(self, own: Path) -> None:
+        self._own = own
+        self._bytes_read: Counter[Path] = Counter()
+        self._dollars = 0.0
+
+    def dollars(self) -> float:
+        for path in self._own.parent.glob("*.jsonl"):
+            if path != self._own:
+                for _, record, end in written_records(path, self._bytes_read[path]):
+                    self._bytes_read[path] = end
+                    if "asked_model" in record:  # the journal's owner may keep other things there
+                        self._dollars += record.get("dollars") or 0.0  # unknown costs are not counted
+        return self._dollars
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,13 +48,13 @@ class Completion:
     structured: bool = False
     """The endpoint held the reply to the request's schema."""
 
-    def to_record(self, asked_model: str) -> dict[str, Any]:
-        """What the journal keeps. `asked_model` is the name that prices are known by."""
-        return {"asked_model": asked_model, **asdict(self)}
+    def to_record(self, asked_model: str, dollars: float | None = None) -> dict[str, Any]:
+        """What the journal keeps. `asked_model` is the name that prices are known by; `dollars` None for unknown."""
+        return {"asked_model": asked_model, "dollars": dollars, **asdict(self)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Completion":
-        fields = {name: value for name, value in record.items() if name != "asked_model"}
+        fields = {name: value for name, value in record.items() if name not in ("asked_model", "dollars")}
         return cls(**fields | {"usage": usage_of(record)})
 
 

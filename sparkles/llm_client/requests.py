@@ -50,6 +50,8 @@ class Request:
     """JSON schema of the reply, used where the endpoint has structured output. The messages must say it too."""
     try_number: int = 1
     """Another number asks the same again; the journal keeps each try."""
+    draw_for: str = ""
+    """Whom a sampled reply is for: requests that differ in nothing else are then drawn each for itself."""
 
     @cached_property
     def key(self) -> str:
@@ -65,6 +67,7 @@ class Request:
             "max_tokens": self.max_tokens,
             "schema": self.schema,
             "try": self.try_number,
+            **({"draw_for": self.draw_for} if self.draw_for else {}),
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,6 +15,18 @@ from sparkles.models.checkpoints import Origin, check_fit, check_origin, check_s
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.prompt_format import PromptFormat
 from sparkles.types import IGNORE_INDEX
+
+_IMAGES_PER_CALL = 16
+"""Images that are encoded together for the feature cache, filled up with blank ones: what an image is rounded to then
+depends neither on the others nor on how many of them were in the cache."""
+
+
+class FeatureStore(Protocol):
+    """Keeps the features of images: `sparkles.data.features.FeatureCache`."""
+
+    def put(self, keys: Tensor, features: Tensor) -> None:
+        """uint8[N, K], float16[N, Q, D_q]"""
+        ...
 
 
 class SparklesModule(L.LightningModule):
@@ -51,6 +64,7 @@ class SparklesModule(L.LightningModule):
             "allow_other_prompt_format": allow_other_prompt_format,
         }
         self.sum_accumulated = sum_accumulated
+        self.feature_store: FeatureStore | None = None  # for batches with `feature_keys`
         # A checkpoint lacks the frozen weights on purpose; on_load_checkpoint sees that it lacks no others.
         self.strict_loading = False
         # Taken here, once: a strategy may shard the parts later, or a precision plugin cast them.
@@ -62,12 +76,18 @@ class SparklesModule(L.LightningModule):
             load_projection(model, checkpoint, origin=self.origin, **self.allowances)
 
     @property
+    def encoder_hash(self) -> str | None:
+        """Of all that makes image features; None if a part of it learns."""
+        hashes = [self.frozen_hashes.get(name) for name in ("vision", "qformer")]
+        return None if None in hashes else "-".join(map(str, hashes))
+
+    @property
     def frozen_hashes(self) -> Mapping[str, str]:
         """sha256 of each frozen part."""
         return self.origin.base_hashes
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        loss: Tensor = self.model(batch)
+        loss: Tensor = self.model(self._with_features(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         # Lightning divides what it gets by the number of accumulated batches.
@@ -76,7 +96,32 @@ class SparklesModule(L.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         # Weighted by labelled tokens, so that val/loss is their mean over the whole set for any batch size.
         num_labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        self.log("val/loss", self.model(batch), prog_bar=True, batch_size=num_labels, sync_dist=True)
+        self.log(
+            "val/loss",
+            self.model(self._with_features(batch)),
+            prog_bar=True,
+            batch_size=num_labels,
+            sync_dist=True,
+        )
+
+    def _with_features(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The batch with `image_features` of all its images: cached ones, and others, which are kept from now on."""
+        if "feature_keys" not in batch:
+            return batch
+        pixels = batch["pixel_values"]
+        features = batch["cached_features"]
+        if len(pixels):
+            blank = pixels.new_zeros(-len(pixels) % _IMAGES_PER_CALL, *pixels.shape[1:])
+            calls = torch.cat([pixels, blank]).split(_IMAGES_PER_CALL)
+            encoded = torch.cat([self.model.encode_images(call) for call in calls])[: len(pixels)].half()
+            if self.feature_store is not None:
+                self.feature_store.put(batch["feature_keys"], encoded)
+            is_cached = batch["is_cached"].view(-1, 1, 1)
+            features = encoded.new_empty(len(is_cached), *encoded.shape[1:])
+            features = features.masked_scatter(is_cached, batch["cached_features"])
+            features = features.masked_scatter(~is_cached, encoded)
+        # Rounded in either case, so that a run does not depend on what earlier runs have left in the cache.
+        return {**batch, "image_features": features}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Weight decay on matrices only, as in the original; none on biases and norms."""

@@ -4,6 +4,7 @@ B dialogues, T tokens, N images of the whole batch in order of use, P image toke
 V vocabulary, S new tokens; D_q and D_lm are the widths of Q-Former and language model. A batch is a dict of
     input_ids int64[B, T], with Q times IMAGE_TOKEN_ID per image      attention_mask int64[B, T]
     pixel_values float32[N, 3, H, W], N >= 0                          labels int64[B, T], -100 where no loss
+    loss_weights float32[B, T], of the labels, if they differ         image_features float[N, Q, D_q], if known
 """
 
 from collections.abc import Callable, Mapping
@@ -80,13 +81,17 @@ class SparklesChat(nn.Module):
         chunks = pixel_values.split(self.max_images_per_forward or len(pixel_values))
         return torch.cat([self.qformer(self.vision(chunk)) for chunk in chunks])
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor, pixel_values: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Word embeddings with the projected images in their slots: float[B, T, D_lm].
+
+        `image_features` are what `encode_images` made of the pixels, which then are not read.
 
         Without images the trainable parts still take part, on no vectors: their gradient is then zero rather
         than absent, for which processes that share gradients would wait forever.
         """
-        image_embeds = self.projector(self.encode_images(pixel_values))  # [N, Q, D_lm]
+        if image_features is None:
+            image_features = self.encode_images(pixel_values)
+        image_embeds = self.projector(image_features)  # [N, Q, D_lm]
         is_slot = input_ids == IMAGE_TOKEN_ID  # [B, T]
         n_slots, n = int(is_slot.sum()), image_embeds.shape[:2].numel()
         if n_slots != n:
@@ -97,29 +102,36 @@ class SparklesChat(nn.Module):
         return text_embeds.masked_scatter(is_slot.unsqueeze(-1), image_embeds.to(text_embeds.dtype))
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the labelled tokens of the batch: float32[]."""
-        inputs_embeds = self.embed(batch["input_ids"], batch["pixel_values"])
+        """Mean cross-entropy over the labelled tokens of the batch, by their weights if there are any: float32[]."""
+        inputs_embeds = self.embed(batch["input_ids"], batch["pixel_values"], batch.get("image_features"))
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # [B, T], token t predicts t + 1
-        num_labels = (targets != IGNORE_INDEX).sum()
-        if not num_labels:
+        weights = (targets != IGNORE_INDEX).float()
+        if "loss_weights" in batch:
+            weights = weights * F.pad(batch["loss_weights"][:, 1:], (0, 1))
+        if not weights.any():
             raise ValueError("no labelled token in the batch; was every answer cut off by max_length?")
         by_length = batch["attention_mask"].sum(1).argsort()
         groups = by_length.chunk(self.length_groups)
         losses = [
             self._summed_loss(
-                inputs_embeds.index_select(0, rows), batch["attention_mask"][rows], targets[rows]
+                inputs_embeds.index_select(0, rows),
+                batch["attention_mask"][rows],
+                targets[rows],
+                weights[rows],
             )
             for rows in groups
         ]
-        return torch.stack(losses).sum() / num_labels
+        return torch.stack(losses).sum() / weights.sum()
 
-    def _summed_loss(self, inputs_embeds: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy summed over the targets; columns in which every row is padding are left out."""
+    def _summed_loss(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Weighted sum of the targets' cross-entropy; columns in which every row is padding are left out."""
         used = attention_mask.any(dim=0)  # [T], columns in a row
         start, length = int(used.int().argmax()), int(used.sum())
         attention_mask = attention_mask.narrow(1, start, length)
-        targets = targets.narrow(1, start, length)
-        columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)  # [K], with a loss in any row
+        targets, weights = targets.narrow(1, start, length), weights.narrow(1, start, length)
+        columns = weights.any(dim=0).nonzero().squeeze(1)  # [K], with a loss in any row
         output = self.language(
             inputs_embeds=inputs_embeds.narrow(1, start, length),
             # Padding behind everything is seen by none that counts; without a mask attention is faster.
@@ -127,9 +139,10 @@ class SparklesChat(nn.Module):
             logits_to_keep=columns,  # the vocabulary is large: no logits where nothing is learned
             use_cache=False,
         )
-        return F.cross_entropy(
-            output.logits.float().flatten(0, 1), targets[:, columns].flatten(), reduction="sum"
+        losses = F.cross_entropy(
+            output.logits.float().flatten(0, 1), targets[:, columns].flatten(), reduction="none"
         )
+        return losses @ weights[:, columns].flatten()
 
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Tensor], **generation: Any) -> Tensor:

@@ -13,18 +13,21 @@ The same seed and sizes give the same bytes.
 """
 
 import json
+import os
 import random
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 
-from sparkles.data.annotations import split_by_images, write_dialogues, write_samples
+from sparkles.data.annotations import write_dialogues, write_samples, write_training_files
 from sparkles.nano.corpus import CAPTION_REQUESTS
 from sparkles.nano.dialogues import image_ids, make_dialogue
 from sparkles.nano.language import (
@@ -39,11 +42,13 @@ from sparkles.nano.language import (
 )
 from sparkles.nano.world import NARROW_WORLD, WHOLE_WORLD, Scene, Split, Vocabulary, random_scene, render
 from sparkles.prompt_format import IMAGE_TAG, image_mention
-from sparkles.types import Dialogue, Image, Message, Prompt, Sample
+from sparkles.types import Image, Message, Prompt, Sample
 
 T = TypeVar("T")
 
 _MARKER = "scenes.json"
+_WORTH_PROCESSES = 3_000
+"""Records from which processes save more time than they take to start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,24 +94,34 @@ def ensure(root: str | Path, *, seed: int = 0, sizes: Sizes | None = None) -> Pa
 
 
 def write(root: Path, *, seed: int, sizes: Sizes) -> None:
-    """Write all data sets under `root`, each from its own stream of random numbers."""
+    """Write all data sets under `root`, each from its own stream of random numbers, on all cores if they are large."""
     single, items = sizes.single_images, sizes.benchmark_items
-    parts: dict[str, Callable[[Path, random.Random], None]] = {
-        "SparklesDialogueCC": lambda folder, rng: _write_cc(folder, rng, sizes.cc_dialogues),
-        "SparklesDialogueVG": lambda folder, rng: _write_vg(folder, rng, sizes.vg_dialogues),
-        "validation": lambda folder, rng: _write_vg(folder, rng, sizes.validation_dialogues),
-        "descriptions": lambda folder, rng: _write_single(folder, rng, single, ("describe",)),
-        "reasoning": lambda folder, rng: _write_single(folder, rng, single, ("find", "story")),
-        "captions": lambda folder, rng: _write_captions(folder, rng, sizes.captions),
-        "evaluation/BISON": lambda folder, rng: _write_bison(folder, rng, items),
-        "evaluation/NLVR2": lambda folder, rng: _write_nlvr2(folder, rng, items),
-        "evaluation/SparklesEval": lambda folder, rng: _write_sparkles_eval(folder, rng, items),
+    parts: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
+        "SparklesDialogueCC": (_write_cc, (sizes.cc_dialogues,)),
+        "SparklesDialogueVG": (_write_vg, (sizes.vg_dialogues,)),
+        "validation": (_write_vg, (sizes.validation_dialogues,)),
+        "descriptions": (_write_single, (single, ("describe",))),
+        "reasoning": (_write_single, (single, ("find", "story"))),
+        "captions": (_write_captions, (sizes.captions,)),
+        "evaluation/BISON": (_write_bison, (items,)),
+        "evaluation/NLVR2": (_write_nlvr2, (items,)),
+        "evaluation/SparklesEval": (_write_sparkles_eval, (items,)),
     }
-    for name, write_part in parts.items():
-        folder = root / name
+    for name in parts:
         for sub in ("annotations", "images"):
-            (folder / sub).mkdir(parents=True)
-        write_part(folder, random.Random(f"{seed}/{name}"))
+            (root / name / sub).mkdir(parents=True)
+    jobs = [
+        partial(write_part, root / name, random.Random(f"{seed}/{name}"), *arguments)
+        for name, (write_part, arguments) in parts.items()
+    ]
+    if sum(asdict(sizes).values()) < _WORTH_PROCESSES:
+        for job in jobs:
+            job()
+        return
+    # Not forked: the parent may hold threads of torch.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(job) for job in jobs]:
+            done.result()
 
 
 # --- training data --------------------------------------------------------------------------------------------
@@ -120,7 +135,7 @@ def _write_cc(folder: Path, rng: random.Random, count: int) -> None:
         shown = _draw(folder, number, sum(images_per_turn), rng, "train", WHOLE_WORLD)
         perceived = [(image_id, captioner.perceive(scene, rng)) for image_id, scene in shown]
         dialogues.append(make_dialogue(perceived, images_per_turn, rng))
-    _write_training_files(folder, dialogues)
+    write_training_files(folder / "annotations", folder.name, dialogues)
 
 
 def _write_vg(folder: Path, rng: random.Random, count: int) -> None:
@@ -129,7 +144,7 @@ def _write_vg(folder: Path, rng: random.Random, count: int) -> None:
         images_per_turn = (2 + index % 2, 1)
         shown = _draw(folder, number, sum(images_per_turn), rng, "train", NARROW_WORLD)
         dialogues.append(make_dialogue(shown, images_per_turn, rng))
-    _write_training_files(folder, dialogues)
+    write_training_files(folder / "annotations", folder.name, dialogues)
 
 
 def _write_single(folder: Path, rng: random.Random, count: int, kinds: Sequence[str]) -> None:
@@ -138,7 +153,7 @@ def _write_single(folder: Path, rng: random.Random, count: int, kinds: Sequence[
     for number in _dialogue_numbers(rng, count):
         shown = _draw(folder, number, 1, rng, "train", WHOLE_WORLD)
         dialogues.append(make_dialogue(shown, (1,), rng, kinds=kinds))
-    _write_training_files(folder, dialogues)
+    write_training_files(folder / "annotations", folder.name, dialogues)
 
 
 def _write_captions(folder: Path, rng: random.Random, count: int) -> None:
@@ -156,15 +171,6 @@ def _write_captions(folder: Path, rng: random.Random, count: int) -> None:
         )
         samples.append(Sample(prompt=Prompt(messages=(question,)), answer=text))
     write_samples(folder / "annotations" / "captions.json", samples)
-
-
-def _write_training_files(folder: Path, dialogues: Sequence[Dialogue]) -> None:
-    """The dialogue file, and the original's training files by turn and number of images."""
-    annotations, name = folder / "annotations", folder.name
-    write_dialogues(annotations / f"{name}.json", dialogues)
-    for turn in range(1, max(dialogue.num_turns for dialogue in dialogues) + 1):
-        for num_images, samples in split_by_images(dialogues, turns=(turn,)).items():
-            write_samples(annotations / f"{name}_turn{turn}_{num_images}img.json", samples)
 
 
 # --- benchmarks -----------------------------------------------------------------------------------------------

@@ -16,23 +16,14 @@ USAGE = """usage: python -m sparkles.serve tui [overrides]
 @command("serve")
 def tui(cfg: DictConfig) -> None:
     # Not before --help is answered.
-    from hydra.utils import instantiate
     from rich.console import Console
 
     from sparkles.config import validate
-    from sparkles.eval.responders import ModelResponder
-    from sparkles.launch import build_module
+    from sparkles.launch import build_responder
     from sparkles.serve.tui import Conversation, chat, show_answer
 
     validate(cfg)
-    datamodule = instantiate(cfg.data, _convert_="all")
-    responder = ModelResponder(
-        model=build_module(cfg).model,
-        encoder=datamodule.encoder,
-        transform=datamodule.eval_transform,
-        generation=cfg.generation,
-        name=cfg.name,
-    )
+    responder = build_responder(cfg)
     console = Console()
     if cfg.message is not None:
         sys.exit(0 if show_answer(Conversation(responder), cfg.message, console) else 1)

@@ -79,9 +79,10 @@ def dialogue() -> Dialogue:
 
 @pytest.fixture
 def make_subset(tmp_path: Path) -> Callable[..., SubsetSpec]:
-    """make_subset("cc", 5, ratio=2): five samples on disk with 0, 1, 2, 0, 1, ... images each."""
+    """make_subset("cc", 5, ratio=2): five samples on disk with 0, 1, 2, 0, 1, ... images in their last turn."""
 
-    def make(name: str, size: int, **changes: Any) -> SubsetSpec:
+    def make(name: str, size: int, *, turn: int = 1, **changes: Any) -> SubsetSpec:
+        earlier = (_user("earlier"), Message(role="assistant", content="answered")) * (turn - 1)
         folder = tmp_path / name
         folder.mkdir()
         gradient = PIL.Image.linear_gradient("L").resize((12, 12))
@@ -92,7 +93,7 @@ def make_subset(tmp_path: Path) -> Callable[..., SubsetSpec]:
                 solid = PIL.Image.new("L", gradient.size, index * 30 % 256)
                 picture = PIL.Image.merge("RGB", (gradient, gradient.rotate(90 * (place + 1)), solid))
                 picture.save(folder / f"{image_id}.png")
-            prompt = Prompt(messages=(_user(f"question {index}", *image_ids),))
+            prompt = Prompt(messages=(*earlier, _user(f"question {index}", *image_ids)))
             samples.append(Sample(prompt=prompt, answer=f"{name} answer {index}"))
         write_samples(tmp_path / f"{name}.json", samples)
         settings: dict[str, Any] = {"annotations": tmp_path / f"{name}.json", "images": folder}

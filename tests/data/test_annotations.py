@@ -16,8 +16,10 @@ from sparkles.data.annotations import (
     read_samples,
     samples_of,
     split_by_images,
+    unwritable,
     write_dialogues,
     write_samples,
+    write_training_files,
 )
 from sparkles.data.images import ImageFolder
 from sparkles.prompt_format import IMAGE_PLACEHOLDER, IMAGE_TAG, MINIGPT4, PromptFormatError
@@ -388,3 +390,54 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="sample 's1' cannot be written as one text and read again"):
         write_samples(tmp_path / "samples.json", [Sample(prompt=prompt, answer="No.")])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("captions.csv", 'image_id,caption\n7,"a cat, a ""big"" one"\n8,a dog\n'),
+        (
+            "captions.jsonl",
+            '{"image_id": "7", "caption": "a cat, a \\"big\\" one"}\n{"image_id": "8", "caption": "a dog"}\n',
+        ),
+    ],
+)
+def test_tables_and_json_lines_hold_records_too(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    seen: list[object] = []
+    reading = read_file(tmp_path / name, lambda key, record: seen.append((key, dict(record))) or [])
+    assert reading.num_records == 2
+    assert seen == [
+        (0, {"image_id": "7", "caption": 'a cat, a "big" one'}),
+        (1, {"image_id": "8", "caption": "a dog"}),
+    ]
+
+
+def test_a_broken_json_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"image_id": 1}\n{"image_id": \n')
+    with pytest.raises(AnnotationError, match=r"a\.jsonl, record 1: not JSON"):
+        read_dialogues(tmp_path / "a.jsonl")
+
+
+def test_training_files_are_one_for_each_turn_and_number_of_images(
+    tmp_path: Path, dialogue: Dialogue
+) -> None:
+    paths = write_training_files(tmp_path, "mine", [dialogue])
+    by_turn = [split_by_images([dialogue], turns=(turn,)) for turn in range(1, dialogue.num_turns + 1)]
+    expected = [
+        f"mine_turn{turn}_{count}img.json" for turn, split in enumerate(by_turn, 1) for count in split
+    ]
+    assert [path.name for path in paths] == ["mine.json", *expected]
+    assert read_samples(paths[1]) == next(iter(by_turn[0].values()))
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [("Yes.", ""), ("Yes.###Human: No?", "cannot be written as one text"), ("\ud83d", "surrogates")],
+)
+def test_what_no_file_could_hold_is_known_beforehand(answer: str, problem: str) -> None:
+    question = Message(role="user", content=f"See {IMAGE_TAG}?", images=(Image(image_id=1),))
+    messages = [question, Message(role="assistant", content=answer)]
+    said = unwritable(Dialogue(messages=(*messages, Message(role="user", content="And?"), messages[1])))
+    assert problem in said
+    assert bool(said) == bool(problem)

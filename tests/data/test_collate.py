@@ -43,6 +43,13 @@ def test_a_batch_without_images_or_labels_has_no_pixels_and_no_labels() -> None:
     assert "labels" not in batch
 
 
+def test_loss_weights_are_there_if_any_dialogue_has_them() -> None:
+    weighted = replace(LONG, loss_weights=[1.0, 2.0, 1.0])
+    batch = pad_batch([weighted, SHORT], PIXELS, pad_token_id=9, side="right")
+    assert batch["loss_weights"].tolist() == [[1, 2, 1], [1, 0, 0]]
+    assert "loss_weights" not in pad_batch([LONG, SHORT], PIXELS, pad_token_id=9, side="right")
+
+
 def test_a_missing_image_is_noticed() -> None:
     with pytest.raises(ValueError, match="1 tensors in pixel_values for 2 images"):
         pad_batch([LONG], PIXELS[:1], pad_token_id=9, side="right")

@@ -10,11 +10,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sparkles.data.annotations import AnnotationError, write_dialogues
 from sparkles.data.datamodule import SampleDataset, SparklesDataModule
+from sparkles.data.features import FeatureCache
 from sparkles.data.images import ImageTransform
 from sparkles.data.mixture import Draw, SubsetSpec
 from sparkles.data.sources import DialogueFile
 from sparkles.prompt_format import MINIGPT4
-from sparkles.types import Dialogue, Message
+from sparkles.types import Dialogue, InputError, Message
 
 Batch = dict[str, torch.Tensor]
 MakeDataModule = Callable[..., SparklesDataModule]
@@ -122,7 +123,7 @@ def test_augmentation_is_random_but_leaves_the_generator_alone(make_datamodule: 
     before = torch.get_rng_state()
     dataset = datamodule.train_dataloader().dataset
     assert isinstance(dataset, SampleDataset)
-    first, again, other = [dataset[Draw("cc", 2, serial)].pixel_values[0] for serial in (0, 0, 1)]
+    first, again, other = [dataset[Draw("cc", 2, serial)].pictures[0].pixel_values for serial in (0, 0, 1)]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -189,8 +190,9 @@ def test_cached_images_are_decoded_once(make_datamodule: MakeDataModule, tmp_pat
     for picture in (tmp_path / "cc").iterdir():
         picture.unlink()
     again = dataset[Draw("cc", 2)]
-    assert len(again.pixel_values) == 2
-    assert all(map(torch.equal, first.pixel_values, again.pixel_values))
+    assert len(again.pictures) == 2
+    for one, other in zip(first.pictures, again.pictures, strict=True):
+        assert torch.equal(one.pixel_values, other.pixel_values)
 
 
 def test_an_image_lost_during_the_run_is_named_with_its_sample(
@@ -372,3 +374,70 @@ def test_a_subset_may_lie_in_several_files(make_datamodule: MakeDataModule, tmp_
     dataset = datamodule.train_dataloader().dataset
     assert dataset[Draw("vg", 13)].encoded.input_ids == dataset[Draw("vg", 6)].encoded.input_ids
     assert len(datamodule.files()) == 3
+
+
+def test_joint_turns_are_drawn_as_dialogues_and_weigh_as_the_ratios_of_their_turns(
+    make_datamodule: MakeDataModule, make_subset: Callable[..., SubsetSpec]
+) -> None:
+    subsets = {
+        "cc1": make_subset("cc1", 3, ratio=3),
+        "cc2": make_subset("cc2", 3, ratio=1.5, turn=2, earlier_turns=("cc1",)),
+        "vg1": make_subset("vg1", 2, ratio=1),
+    }
+    datamodule = make_datamodule(subsets=subsets, turns="joint")
+    assert {name: spec.ratio for name, spec in datamodule.subsets.items()} == {"cc1": 0, "cc2": 1.5, "vg1": 1}
+    weights = {
+        weight
+        for batch in batches_of(datamodule)
+        for weight in batch["loss_weights"][batch["labels"] != -100].tolist()
+    }
+    assert weights == {2.0, 1.0}
+
+
+def test_earlier_turns_name_subsets_that_are_there(
+    make_datamodule: MakeDataModule, make_subset: Callable[..., SubsetSpec]
+) -> None:
+    subsets = {"a": make_subset("a", 2, earlier_turns=("c",)), "b": make_subset("b", 2)}
+    with pytest.raises(InputError, match="earlier_turns names 'c', which is none of a, b"):
+        make_datamodule(subsets=subsets, turns="joint")
+
+
+def mean_features(batch: Batch, cache: FeatureCache) -> None:
+    """Keep, as features of the pictures of a batch, the mean of their pixels."""
+    if len(batch["pixel_values"]):
+        means = batch["pixel_values"].mean(dim=(1, 2, 3)).half()
+        cache.put(batch["feature_keys"], means.view(-1, 1, 1))
+
+
+@pytest.mark.parametrize("crops", [0, 2])
+def test_batches_hold_the_features_that_are_kept_and_the_pixels_of_other_images(
+    make_datamodule: MakeDataModule, tmp_path: Path, crops: int
+) -> None:
+    train_transform = ImageTransform(image_size=8, train=crops > 0, scale=(0.1, 0.5))
+    datamodule = make_datamodule(
+        train_transform=train_transform, feature_cache=tmp_path / "features", cached_crops=crops, steps=20
+    )
+    cache = FeatureCache(tmp_path / "features", encoder_hash="abc", shape=(1, 1))
+    datamodule.use_features(cache)
+    datamodule.setup("fit")
+    seen: set[bytes] = set()
+    for batch in datamodule.train_dataloader():
+        if "is_cached" in batch:
+            num_images = int((batch["input_ids"] == -200).sum()) // 3
+            assert len(batch["is_cached"]) == num_images
+            assert len(batch["cached_features"]) == batch["is_cached"].sum()
+            assert len(batch["pixel_values"]) == len(batch["feature_keys"]) == (~batch["is_cached"]).sum()
+            new = {bytes(key.tolist()) for key in batch["feature_keys"]}
+            assert not new & seen
+            seen |= new
+            mean_features(batch, cache)
+    # By content: equal pictures share their features.
+    pictures = {path.read_bytes() for name in ("cc", "vg") for path in (tmp_path / name).iterdir()}
+    assert len(seen) == len(pictures) * max(1, crops)
+
+
+def test_features_of_random_crops_are_kept_only_by_number(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"features cannot be kept: set data\.cached_crops"):
+        make_datamodule(train_transform=ImageTransform(image_size=8, train=True), feature_cache=tmp_path)

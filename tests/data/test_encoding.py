@@ -39,6 +39,56 @@ def test_earlier_answers_carry_no_loss(make_encoder: Callable[..., Encoder], dia
     ]
 
 
+def test_weights_put_the_loss_of_an_earlier_answer_where_its_own_sample_has_it(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    first, last = samples_of(dialogue)
+    encoder = make_encoder()
+    own, alone, joint = (
+        encoder.encode_sample(first),
+        encoder.encode_sample(last),
+        encoder.encode_sample(last, [2]),
+    )
+    assert joint.input_ids == alone.input_ids
+    assert own.labels
+    assert alone.labels
+    assert joint.labels
+    assert joint.loss_weights
+    split = len(own.labels)
+    assert joint.labels[:split] == own.labels
+    assert joint.labels[split:] == alone.labels[split:]
+    weight_of = {
+        (label != IGNORE_INDEX, place < split): w
+        for place, (label, w) in enumerate(zip(joint.labels, joint.loss_weights, strict=True))
+    }
+    assert (weight_of[True, True], weight_of[True, False]) == (2, 1)
+
+
+def test_an_earlier_answer_of_weight_0_is_not_learnt(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    last = samples_of(dialogue)[-1]
+    assert make_encoder().encode_sample(last, [0]).labels == make_encoder().encode_sample(last).labels
+
+
+def test_the_weight_of_a_turn_that_is_dropped_goes_with_it(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    last = samples_of(dialogue)[-1]
+    prompt_length = len(make_encoder().encode_prompt(last.prompt, system=False).input_ids)
+    cut = make_encoder(max_length=prompt_length).encode_sample(last, [2])
+    assert cut.dropped_turns == 1
+    assert cut.loss_weights is not None
+    assert set(cut.loss_weights) == {1.0}
+
+
+def test_weights_must_be_as_many_as_the_earlier_answers(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    with pytest.raises(EncodingError, match=r"loss weights \(2, 2\) .* a prompt that has 1; earlier_turns"):
+        make_encoder().encode_sample(samples_of(dialogue)[-1], [2, 2])
+
+
 def test_white_space_is_dropped_beside_an_image_only(
     make_encoder: Callable[..., Encoder], user: Callable[..., Message]
 ) -> None:

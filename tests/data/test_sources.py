@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkles.config import CONFIG_DIR, register_resolvers
-from sparkles.data.annotations import read_dialogues, read_file, read_samples
+from sparkles.data.annotations import AnnotationError, read_dialogues, read_file, read_samples
 from sparkles.data.mixture import SubsetSpec
 from sparkles.data.sources import (
     MENTIONS,
@@ -25,6 +25,7 @@ from sparkles.data.sources import (
     SvitFile,
     TrainingFile,
     mention,
+    read_captions,
 )
 from sparkles.prompt_format import IMAGE_TAG, check_tags, image_reference
 from sparkles.types import Image, InputError, Sample
@@ -340,3 +341,35 @@ def test_a_record_of_another_form_is_refused(reader: Reader, record: dict[str, A
 def test_a_text_without_a_place_for_the_image_is_refused(build: Callable[[], Reader], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plain.json", [{"image_id": 7, "caption": "A cat."}]),
+        ("filter_cap.json", {"annotations": [{"image_id": 7, "caption": "A cat."}]}),
+        ("svit.json", [svit(("Why?", "A cat."), ("Who?", "A dog."), image_id=7)]),
+        ("llava.json", [llava("Why?", "A cat.", id=7)]),
+    ],
+)
+def test_captions_are_read_from_each_source(tmp_path: Path, name: str, content: object) -> None:
+    (tmp_path / name).write_text(json.dumps(content))
+    assert read_captions(tmp_path / name) == [Image(image_id=7, caption="A cat.")]
+
+
+def test_captions_of_a_table_find_their_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image_id,caption\n7,A cat.\n8,A dog.\n")
+    (tmp_path / "7.jpg").touch()
+    with pytest.raises(AnnotationError, match=r"a\.csv, record 1: image 8 not found"):
+        read_captions(tmp_path / "a.csv", tmp_path)
+    (tmp_path / "8.jpg").touch()
+    assert [image.path for image in read_captions(tmp_path / "a.csv", tmp_path)] == [
+        tmp_path / "7.jpg",
+        tmp_path / "8.jpg",
+    ]
+
+
+def test_a_table_without_captions_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image_id,text\n7,A cat.\n")
+    with pytest.raises(AnnotationError, match=r"record 0: no 'caption'; the record has 'image_id', 'text'"):
+        read_captions(tmp_path / "a.csv")

@@ -1,4 +1,4 @@
-"""Scripted responders and judges, and small benchmark files with pictures."""
+"""Scripted responders and judges, a tiny model, and small benchmark files with pictures."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +8,22 @@ from typing import Any
 
 import PIL.Image
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sparkles.data.encoding import Encoder
+from sparkles.data.images import ImageTransform
 from sparkles.eval.benchmark import Prediction, Score
+from sparkles.eval.responders import ModelResponder
+from sparkles.models.projector import Projector
+from sparkles.models.qformer import QFormer
+from sparkles.models.sparkles_chat import SparklesChat
+from sparkles.models.vision import VisionEncoder
+from sparkles.prompt_format import MINIGPT4
 from sparkles.types import CRITERIA, CriterionScores, Dialogue, Prompt, Response, Verdict
+
+IMAGE_SIZE, NUM_QUERIES = 16, 2
 
 
 @dataclass
@@ -184,3 +197,69 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         return folder.parent
 
     return write
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    """One character, one token."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *map(chr, range(32, 127))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="?"
+    )
+    return Encoder(tokenizer=tokenizer, prompt_format=MINIGPT4, num_query_tokens=NUM_QUERIES, max_length=600)
+
+
+@pytest.fixture(scope="session")
+def model() -> SparklesChat:
+    """Of random weights, for pictures of `IMAGE_SIZE` pixels."""
+    torch.manual_seed(0)
+    language = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=98,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            initializer_range=0.3,  # enough for greedy choices that differ from token to token
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    return SparklesChat(
+        vision=VisionEncoder(
+            name="vit_tiny_patch16_224", img_size=IMAGE_SIZE, patch_size=8, embed_dim=24, depth=2, num_heads=2
+        ),
+        qformer=QFormer(
+            vision_hidden_size=24,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            num_query_tokens=NUM_QUERIES,
+        ),
+        projector=Projector(in_features=16, out_features=32),
+        language=language,
+    )
+
+
+@pytest.fixture(scope="session")
+def greedy() -> Mapping[str, Any]:
+    """Random weights choose any token; without the special ones every answer has its full length."""
+    return {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": [0, 1, 2]}
+
+
+@pytest.fixture
+def make_responder(
+    model: SparklesChat, encoder: Encoder, greedy: Mapping[str, Any]
+) -> Callable[..., ModelResponder]:
+    def make(**options: Any) -> ModelResponder:
+        transform = ImageTransform(image_size=IMAGE_SIZE)
+        return ModelResponder(
+            **{"model": model, "encoder": encoder, "transform": transform, "generation": greedy} | options
+        )
+
+    return make

@@ -4,6 +4,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from sparkles.eval.run import IncompleteError, evaluate
 from sparkles.eval.sparkles_eval import SparklesEval
 from sparkles.journal import Journal
 from sparkles.llm_client import LLMClient, Price, RequestError
-from sparkles.types import CRITERIA, Image, Message, Prompt
-from tests.scripted_server import Call, Reply, Script, ScriptedServer
+from sparkles.types import CRITERIA, Image, InputError, Message, Prompt
+from tests.scripted_server import Call, Faulty, Reply, Script, ScriptedServer
 
 Scripted = Any
 """The scripted classes of conftest.py, which a test gets as fixtures."""
@@ -157,6 +158,60 @@ def test_an_endpoint_that_is_down_leaves_no_answers(serve: Serve, bison: Bison, 
     assert (metrics["bison/accuracy"], metrics["bison/num"], metrics["bison/unanswered"]) == (None, 0, 4)
 
 
+def test_200_items_are_each_answered_once_though_30_percent_of_the_calls_fail_in_seven_ways(
+    serve: Serve, bison_file: Path, pictures: Path, tmp_path: Path
+) -> None:
+    [record, *_] = json.loads(bison_file.read_text())
+    bison_file.write_text(
+        json.dumps([record | {"evaluation_id": n, "caption": f"caption {n}"} for n in range(200)])
+    )
+    faults = ("rate_limited", "server_error", "timeout", "dropped", "cut_short", "truncated_json", "empty")
+    server = serve(Faulty(rate=0.3, faults=faults, otherwise=lambda call: RIGHT))
+    client = {"attempts": 10, "timeout": 0.5, "concurrency": 32}
+    responder = responder_at(server, client, journal=tmp_path / "journal.jsonl")
+    run_dir = tmp_path / "run"
+    metrics = evaluate(
+        [Bison(annotations=bison_file, images=pictures)],
+        responder,
+        None,
+        run_dir,
+        progress=False,
+        save_every=200,
+    )
+    assert (metrics["bison/num"], metrics["bison/accuracy"]) == (200, 1.0)
+    assert [line["item_id"] for line in lines(run_dir, "bison")] == [str(n) for n in range(200)]
+    assert 1 - 200 / len(server.calls) > 0.2
+    answers = [json.loads(line)["key"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert len({key for key in answers if "/rejected/" not in key}) == 200
+
+
+@pytest.mark.parametrize(("temperature", "calls"), [(0.0, 1), (1.0, 3), (None, 3)])
+def test_sampled_answers_belong_to_the_item_and_the_try(
+    serve: Serve, prompt: Prompt, tmp_path: Path, temperature: float | None, calls: int
+) -> None:
+    server = serve(lambda call: Reply(text=f"Draw {call.number}."))
+    responder = responder_at(server, temperature=temperature, seed=7, journal=tmp_path / "journal.jsonl")
+    asked = [replace(prompt, item_id=name) for name in ("a", "b", "c")]
+    first = [response.text for response in responder.respond(asked)]
+    assert len(set(first)) == len(server.calls) == calls
+    assert [response.text for response in responder.respond(asked)] == first
+    assert len(server.calls) == calls
+
+    [again] = responder.respond([replace(asked[0], try_number=2)])
+    assert again.text == f"Draw {calls + 1}."
+    assert server.calls[-1].body.get("temperature") == (1.0 if temperature == 0 else temperature)
+    seeds = [call.body["seed"] for call in server.calls]
+    assert len(set(seeds)) == calls + 1
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_an_endpoint_scores_no_options(serve: Serve, prompt: Prompt) -> None:
+    server = serve(lambda call: RIGHT)
+    with pytest.raises(InputError, match=r"no log-probabilities of options; leave out eval\.mode=likelihood"):
+        responder_at(server).respond([replace(prompt, options=("TRUE", "FALSE"))])
+    assert server.calls == []
+
+
 def test_a_second_turn_that_fails_leaves_the_dialogue_out(
     serve: Serve, dialogues: SparklesEval, scripted_judge: Scripted, tmp_path: Path
 ) -> None:
@@ -222,6 +277,43 @@ def test_the_estimate_asks_nobody_and_leaves_no_file(
     assert estimates([bison], responder, None)[0].startswith(
         "bison, answers of m: 0 calls (4 more are in the journal)"
     )
+
+
+def test_responder_and_judge_share_the_budget_of_their_folder(
+    serve: Serve, bison: Bison, dialogues: SparklesEval, tmp_path: Path
+) -> None:
+    """A reply of 100 and 10 tokens costs $0.0002; before that, a call reserves what it may cost."""
+    server = serve(lambda call: verdict(call) if "\nRatings " in call.question else RIGHT)
+    client = {
+        "prices": {name: Price(input=1.0, output=10.0, image_tokens=100) for name in ("m", "j")},
+        "budget_usd": 0.02,
+        "concurrency": 1,
+    }
+    journals = tmp_path / "journal"
+
+    def judge() -> LLMJudge:
+        # One verdict may cost more than $0.0105: the limit on its reply alone is 1,000 tokens.
+        return LLMJudge(
+            model="j", client=quick(server, **client), journal=journals / "judge.jsonl", max_tokens=1_000
+        )
+
+    def responder() -> EndpointResponder:
+        return responder_at(server, client, max_tokens=50, journal=journals / "responder.jsonl")
+
+    evaluate([bison, dialogues], responder(), judge(), tmp_path / "run", progress=False)
+    assert len(server.calls) == 4 + 3 + 2  # $0.0018
+    gc.collect()
+    with (journals / "responder.jsonl").open("a") as file:  # as if more had been asked
+        file.write(
+            json.dumps({"key": "x", "record": {"asked_model": "n", "dollars": 0.01, "usage": None}}) + "\n"
+        )
+    (tmp_path / "run" / "predictions" / "sparkles_eval.jsonl").unlink()
+    (journals / "judge.jsonl").unlink()
+    metrics = evaluate([bison, dialogues], responder(), judge(), tmp_path / "run", progress=False)
+    assert metrics["sparkles_eval/unscored"] == 2
+    [first, _] = lines(tmp_path / "run", "sparkles_eval")
+    assert "$0.0114 in the other journals of the folder" in first["verdict"]["unscored_reason"]
+    assert len(server.calls) == 9
 
 
 def test_a_journal_is_opened_by_the_first_question_and_closed_with_its_responder(

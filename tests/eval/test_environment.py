@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sparkles.eval.environment import add_hashes, git_state, write_environment
+from sparkles.eval.environment import EndpointRecord, add_endpoints, add_hashes, git_state, write_environment
 
 
 def test_versions_seed_and_hashes_are_recorded(tmp_path: Path) -> None:
@@ -23,6 +23,23 @@ def test_hashes_are_added_to_those_there(tmp_path: Path) -> None:
     value = json.loads((tmp_path / "environment.json").read_text())
     assert value["hashes"] == {"base weights": "abc", "bison/prompt": "def"}
     assert value["seed"] == 3
+
+
+class Asker:
+    """A responder or judge over an endpoint that has answered with these versions."""
+
+    def __init__(self, model: str, *answered_by: str) -> None:
+        self.endpoints = [EndpointRecord(url="http://host/v1", model=model, answered_by=list(answered_by))]
+
+
+def test_who_was_asked_where_is_added(tmp_path: Path) -> None:
+    add_endpoints(tmp_path, responder=object(), judge=None)
+    assert not (tmp_path / "environment.json").exists()
+    write_environment(tmp_path, {"seed": 3}, {})
+    add_endpoints(tmp_path, responder=Asker("m", "m-0613"), judge=object())
+    value = json.loads((tmp_path / "environment.json").read_text())
+    asked = {"url": "http://host/v1", "model": "m", "answered_by": ["m-0613"]}
+    assert (value["endpoints"], value["seed"]) == ({"responder": [asked]}, 3)
 
 
 def test_a_changed_checkout_is_dirty(tmp_path: Path) -> None:

@@ -99,6 +99,45 @@ def test_the_version_that_answered_is_recorded(judged_by: Judged) -> None:
     assert "temperature 0.0" in verdict.judge
 
 
+def test_the_endpoints_of_judges_are_known_without_credentials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with ScriptedServer(say(in_json("CODE"), model="gpt-4o-2024-08-06")) as server:
+        url = server.base_url
+        first, second = (
+            LLMJudge(
+                model="gpt-4o",
+                client=partial(LLMClient, base_url=f"{url}?key=secret"),
+                journal=tmp_path / f"{name}.jsonl",
+            )
+            for name in ("first", "second")
+        )
+        assert first.endpoints == [{"url": url, "model": "gpt-4o", "answered_by": []}]
+        first.judge([dialogue()])
+    second.name = "second"
+    panel = EnsembleJudge(judges={"first": first, "second": second})
+    assert [one["answered_by"] for one in panel.endpoints] == [["gpt-4o-2024-08-06"], []]
+
+
+def test_the_original_parser_reads_the_papers_format_and_has_a_name_of_its_own(judged_by: Judged) -> None:
+    """As published, it wants the overall ratings, and takes a criterion's missing rating from the next one."""
+    calls: list[Call] = []
+    text = in_words().replace(" Rating: [[7.5]]", "")
+
+    def script(call: Call) -> Reply:
+        calls.append(call)
+        return Reply(text=text)
+
+    verdict = judged_by(script, original_parser=True)
+    assert verdict.scores is not None
+    assert verdict.scores["A1"] == {"C1": 8.0, "C2": 9.0, "C3": 9.0}
+    assert "original parser" in verdict.judge
+    assert "response_format" not in calls[0].body
+    unread = judged_by(say(text.replace("overall rating", "total")), original_parser=True)
+    assert unread.unscored_reason == "not the eight ratings of the format"
+
+
 def test_the_judge_reads_captions_and_no_tags(judged_by: Judged) -> None:
     calls = []
     judged_by(lambda call: calls.append(call) or Reply(text=""))  # type: ignore[func-returns-value]

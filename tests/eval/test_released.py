@@ -87,6 +87,18 @@ def test_the_recorded_verdicts_are_read(golden: Path, tmp_path: Path) -> None:
     assert rating_metrics(predictions)["overall"] == pytest.approx(sum(means) / len(means))
 
 
+def test_verdicts_are_read_out_of_the_replies_again(tmp_path: Path) -> None:
+    criteria = "".join(f'(C{n}) Explanation: "..." Rating: [[{n + 3}]]\n' for n in (1, 2, 3))
+    record = rated()
+    record["gpt-4"]["response"] = f"* Evaluating A1\n{criteria}* Evaluating A2\n{criteria}"
+    silent = rated(evaluation_id=10)
+    read, unread = read_results(write(tmp_path, record, silent), images=tmp_path, reparse=True)
+    assert read.score.verdict is not None
+    assert read.score.verdict.scores == {answer: {"C1": 4.0, "C2": 5.0, "C3": 6.0} for answer in ("A1", "A2")}
+    assert unread.score.verdict is not None
+    assert unread.score.verdict.unscored_reason == "the reply evaluates neither A1 nor A2"
+
+
 def test_one_of_several_judges_is_chosen_by_name(tmp_path: Path) -> None:
     record = rated()
     path = write(tmp_path, record | {"gpt-3.5-turbo": record["gpt-4"] | {"A1_C123_scores": [1.0] * 4}})

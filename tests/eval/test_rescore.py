@@ -1,11 +1,13 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sparkles.eval.benchmark import Prediction
 from sparkles.eval.files import read_json, write_json
+from sparkles.eval.predictions import read_run
 from sparkles.eval.rescore import rescore
 
 Make = Callable[..., Prediction]
@@ -63,3 +65,51 @@ def test_a_file_of_the_original_is_scored(tmp_path: Path) -> None:
     metrics = read_json(rescore(path, tmp_path / "out") / "metrics.json")
     assert (metrics["bison/accuracy"], metrics["bison/num"]) == (0.5, 4)
     assert metrics["bison/first_try_accuracy"] is None
+
+
+def test_answers_are_read_again_into_another_folder(
+    make_prediction: Make, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second item was unread although its reply decides; the first try of the third one does not."""
+    monkeypatch.chdir(tmp_path)
+    said = [["TRUE"], ["not TRUE"], ["either", "FALSE"]]
+    read = ["TRUE", None, "FALSE"]
+    items = [
+        replace(
+            make_prediction(str(number), answer=answer),
+            tries=[{"turn": 1, "response": f"Therefore, the answer is {one}."} for one in tries],
+        )
+        for number, (tries, answer) in enumerate(zip(said, read, strict=True))
+    ]
+    run = write_run("run", nlvr2=items)
+    assert read_json(rescore(run) / "metrics.json")["nlvr2/unscored"] == 1
+    out = rescore(run, reparse=True)
+    assert out == Path("runs/rescored/run")
+    metrics = read_json(out / "metrics.json")
+    assert (metrics["nlvr2/accuracy"], metrics["nlvr2/unscored"]) == (pytest.approx(1 / 3), 0)
+    answers = [[one.score.answer for one in read_run(folder)["nlvr2"]] for folder in (run, out)]
+    assert answers == [read, ["TRUE", "FALSE", "FALSE"]]
+
+
+def test_pictures_are_options_of_their_own_item(
+    make_prediction: Make, write_run: Callable[..., Path]
+) -> None:
+    one = replace(
+        make_prediction("1", pictures=["a.png", "b.png"], answer="IMAGE#1"),
+        label="IMAGE#1",
+        tries=[{"turn": 1, "response": "Therefore, the answer is image 2."}],
+    )
+    run = write_run("run", bison=[one])
+    out = rescore(run, run.with_name("again"), reparse=True)
+    assert [found.score.answer for found in read_run(out)["bison"]] == ["IMAGE#2"]
+
+
+def test_consistency_is_measured_again(make_prediction: Make, write_run: Callable[..., Path]) -> None:
+    items = [
+        make_prediction(
+            str(pair), question="A dog.", pictures=[f"/x/dev-3-{pair}-img0.png"], correct=pair == 0
+        )
+        for pair in range(2)
+    ]
+    metrics = read_json(rescore(write_run("run", nlvr2=items)) / "metrics.json")
+    assert (metrics["nlvr2/consistency"], metrics["nlvr2/statements"]) == (0.0, 1)

@@ -6,80 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparkles.data.encoding import Encoder
 from sparkles.data.images import ImageTransform, load_image
-from sparkles.eval.responders import ModelResponder, StopStrings
-from sparkles.models.projector import Projector
-from sparkles.models.qformer import QFormer
+from sparkles.eval import responders
+from sparkles.eval.responders import ModelResponder, SeededNoise, StopStrings
 from sparkles.models.sparkles_chat import SparklesChat
-from sparkles.models.vision import VisionEncoder
 from sparkles.prompt_format import MINIGPT4, image_reference
-from sparkles.types import Image, Message, Prompt, Responder
-
-IMAGE_SIZE, NUM_QUERIES = 16, 2
-GREEDY = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": [0, 1, 2]}
-"""Random weights choose any token; without the special ones every answer has its full length."""
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    """One character, one token."""
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *map(chr, range(32, 127))])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="?"
-    )
-    return Encoder(tokenizer=tokenizer, prompt_format=MINIGPT4, num_query_tokens=NUM_QUERIES, max_length=600)
-
-
-@pytest.fixture(scope="module")
-def model() -> SparklesChat:
-    torch.manual_seed(0)
-    language = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=98,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            initializer_range=0.3,  # enough for greedy choices that differ from token to token
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-    )
-    return SparklesChat(
-        vision=VisionEncoder(
-            name="vit_tiny_patch16_224", img_size=IMAGE_SIZE, patch_size=8, embed_dim=24, depth=2, num_heads=2
-        ),
-        qformer=QFormer(
-            vision_hidden_size=24,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            num_query_tokens=NUM_QUERIES,
-        ),
-        projector=Projector(in_features=16, out_features=32),
-        language=language,
-    )
-
-
-@pytest.fixture
-def make_responder(model: SparklesChat, encoder: Encoder) -> Callable[..., ModelResponder]:
-    def make(**options: Any) -> ModelResponder:
-        transform = ImageTransform(image_size=IMAGE_SIZE)
-        return ModelResponder(
-            **{"model": model, "encoder": encoder, "transform": transform, "generation": GREEDY} | options
-        )
-
-    return make
+from sparkles.types import Image, InputError, Message, Prompt, Responder
 
 
 class ScriptedModel(nn.Module):
@@ -96,10 +31,10 @@ class ScriptedModel(nn.Module):
         return self.new_ids.expand(len(batch["input_ids"]), -1)
 
 
-def ask(text: str, *paths: Path) -> Prompt:
+def ask(text: str, *paths: Path, **about: Any) -> Prompt:
     images = tuple(Image(image_id=i, path=path) for i, path in enumerate(paths, start=1))
     content = " ".join([text, *(image_reference(image.image_id) for image in images)])
-    return Prompt(messages=(Message(role="user", content=content, images=images),))
+    return Prompt(messages=(Message(role="user", content=content, images=images),), **about)
 
 
 @pytest.fixture
@@ -114,14 +49,142 @@ def prompts(pictures: Path) -> list[Prompt]:
     ]
 
 
+@pytest.mark.parametrize("drawn", [{}, {"do_sample": True, "temperature": 2.0}])
 def test_answers_depend_neither_on_batch_size_nor_on_order(
-    make_responder: Callable[..., ModelResponder], prompts: list[Prompt]
+    greedy: Mapping[str, Any],
+    make_responder: Callable[..., ModelResponder],
+    pictures: Path,
+    drawn: dict[str, Any],
 ) -> None:
-    alone = [make_responder(batch_size=1).respond([prompt])[0].text for prompt in prompts]
-    assert len(set(alone)) > 1, "a test of order needs answers that differ"
-    together = make_responder(batch_size=3)
+    files = [pictures / "red.png", pictures / "green.png", pictures / "33.jpg"]
+    prompts = [
+        ask("Why? " * (1 + n % 5), *files[: n % 4], item_id=str(n), try_number=1 + n % 2) for n in range(33)
+    ]
+    generation = {**greedy, **drawn}
+    alone = [
+        response.text for response in make_responder(generation=generation, batch_size=1).respond(prompts)
+    ]
+    assert len(set(alone)) > 20, "a test of order needs answers that differ"
+    together = make_responder(generation=generation, batch_size=32)
     assert [response.text for response in together.respond(prompts)] == alone
     assert [response.text for response in together.respond(prompts[::-1])] == alone[::-1]
+
+
+def test_a_draw_belongs_to_item_turn_try_and_seed(
+    greedy: Mapping[str, Any], make_responder: Callable[..., ModelResponder]
+) -> None:
+    sampled = {**greedy, "do_sample": True, "temperature": 3.0, "top_k": 0, "top_p": 1.0}
+
+    def said(responder: ModelResponder, *prompts: Prompt) -> list[str]:
+        return [response.text for response in responder.respond(prompts)]
+
+    first, again = ask("Well?", item_id="1"), ask("Well?", item_id="1")
+    other, retry = ask("Well?", item_id="2"), ask("Well?", item_id="1", try_number=2)
+    answers = said(make_responder(generation=sampled), first, again, other, retry)
+    assert answers[0] == answers[1]
+    assert len(set(answers)) == 3
+    assert said(make_responder(generation=sampled, seed=1), first) != answers[:1]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert said(make_responder(generation=sampled), first) == answers[:1]
+    assert torch.equal(torch.get_rng_state(), state), "a training that is going on draws from that one"
+
+
+def test_only_later_tries_are_drawn_where_the_first_is_greedy(
+    make_responder: Callable[..., ModelResponder],
+) -> None:
+    responder = make_responder()
+    answers = {
+        try_number: {
+            responder.respond([ask("Well?", item_id=str(n), try_number=try_number)])[0].text for n in range(4)
+        }
+        for try_number in (1, 2)
+    }
+    assert len(answers[1]) == 1
+    assert len(answers[2]) > 1
+
+
+def test_noise_draws_with_the_probabilities_of_the_scores() -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.2, 0.0])
+    rows = 4_000
+    drawn = SeededNoise(range(rows))(torch.empty(0), probabilities.log().expand(rows, -1)).argmax(dim=1)
+    shares = drawn.bincount(minlength=4) / rows
+    assert shares[3] == 0
+    torch.testing.assert_close(shares, probabilities, atol=0.025, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_beams": 3}, "num_beams cannot be combined with do_sample=true here"),
+        ({"typical_p": 0.5}, "it takes temperature, top_k, top_p, min_p"),
+        ({"temperature": 0.0}, "has to be a strictly positive float"),
+    ],
+)
+def test_what_cannot_be_drawn_by_item_is_refused(
+    greedy: Mapping[str, Any],
+    make_responder: Callable[..., ModelResponder],
+    setting: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_responder(generation={**greedy, "do_sample": True, **setting})
+
+
+class SmallMemory(ScriptedModel):
+    """Has room for `room` prompts."""
+
+    room = 3
+
+    def generate(self, batch: Mapping[str, torch.Tensor], **generation: Any) -> torch.Tensor:
+        new_ids = super().generate(batch, **generation)
+        if len(new_ids) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return new_ids
+
+
+def test_batches_are_halved_until_they_fit_the_memory(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder]
+) -> None:
+    model = SmallMemory(encoder, "ok###")
+    responder = make_responder(model=model, batch_size=16)
+    questions = [ask("Well?", item_id=str(n)) for n in range(20)]
+    assert [response.text for response in responder.respond(questions)] == ["ok"] * 20
+    assert [len(batch["input_ids"]) for batch in model.batches] == [16, 8, 4, *[2] * 10]
+    model.batches.clear()
+    responder.respond(questions[:4])
+    assert [len(batch["input_ids"]) for batch in model.batches] == [2, 2], "what fits is remembered"
+
+
+def test_one_prompt_that_does_not_fit_ends_with_advice(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder]
+) -> None:
+    model = SmallMemory(encoder, "ok###")
+    model.room = 0
+    with pytest.raises(
+        InputError, match="one prompt alone does not fit into the device's memory; lower max_new_tokens"
+    ):
+        make_responder(model=model, batch_size=4).respond([ask("Well?")] * 4)
+
+
+def test_auto_grows_from_batch_to_batch_while_the_device_has_room(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responders, "FIRST_BATCH_SIZE", 2)
+    questions = [ask("Well?")] * 22
+
+    def sizes(device: str, room: int) -> list[int]:
+        model = SmallMemory(encoder, "ok###")
+        model.room = room
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelResponder, "_device", torch.device(device))
+            responder = make_responder(model=model)
+            patch.setattr(ModelResponder, "_device", torch.device("cpu"))  # here, tensors go nowhere else
+            responder.respond(questions)
+        return [len(batch["input_ids"]) for batch in model.batches]
+
+    assert sizes("cuda", room=5) == [2, 4, 8, 4, 4, 4, 4]
+    assert sizes("cpu", room=5) == [2] * 11
 
 
 def test_pixels_stand_in_the_order_of_the_batch(
@@ -137,16 +200,6 @@ def test_pixels_stand_in_the_order_of_the_batch(
     assert torch.equal(model.batches[0]["pixel_values"], torch.stack(expected))
 
 
-def test_blank_pictures_keep_their_slots_and_lose_their_pixels(
-    encoder: Encoder, make_responder: Callable[..., ModelResponder], prompts: list[Prompt]
-) -> None:
-    seen, blank = ScriptedModel(encoder, "ok###"), ScriptedModel(encoder, "ok###")
-    make_responder(model=seen).respond(prompts)
-    make_responder(model=blank, blank_images=True).respond(prompts)
-    assert torch.equal(seen.batches[0]["input_ids"], blank.batches[0]["input_ids"])
-    assert torch.equal(blank.batches[0]["pixel_values"], torch.zeros_like(seen.batches[0]["pixel_values"]))
-
-
 def test_generation_stops_at_the_stop_string_of_each_row(
     encoder: Encoder, make_responder: Callable[..., ModelResponder], prompts: list[Prompt]
 ) -> None:
@@ -154,7 +207,10 @@ def test_generation_stops_at_the_stop_string_of_each_row(
     stop = full[0].text[3:5]
     prompt_format = replace(MINIGPT4, end_of_answer=stop)
     stopping = Encoder(
-        tokenizer=encoder.tokenizer, prompt_format=prompt_format, num_query_tokens=NUM_QUERIES, max_length=600
+        tokenizer=encoder.tokenizer,
+        prompt_format=prompt_format,
+        num_query_tokens=encoder.num_query_tokens,
+        max_length=600,
     )
     cut = make_responder(encoder=stopping).respond(prompts)
     assert [response.text for response in cut] == [
@@ -187,7 +243,7 @@ def test_an_answer_may_end_with_a_special_token(
     ending = Encoder(
         tokenizer=encoder.tokenizer,
         prompt_format=replace(MINIGPT4, end_of_answer=end),
-        num_query_tokens=NUM_QUERIES,
+        num_query_tokens=encoder.num_query_tokens,
         max_length=600,
     )
     for said, truncated in ((f" Two cats.{end}", False), (" Two cats.", True)):
@@ -226,13 +282,13 @@ def test_batches_are_left_padded_and_of_similar_length(
 
 
 def test_the_name_tells_weights_and_settings_apart(
-    model: SparklesChat, make_responder: Callable[..., ModelResponder]
+    greedy: Mapping[str, Any], model: SparklesChat, make_responder: Callable[..., ModelResponder]
 ) -> None:
     name = make_responder().name
     assert make_responder(batch_size=3).name == name
-    assert make_responder(blank_images=True).name != name
-    assert make_responder(transform=ImageTransform(image_size=IMAGE_SIZE, mean=(0.5, 0.5, 0.5))).name != name
-    assert make_responder(generation=GREEDY | {"max_new_tokens": 9}).name != name
+    assert make_responder(seed=1).name != name
+    assert make_responder(transform=ImageTransform(image_size=16, mean=(0.5, 0.5, 0.5))).name != name
+    assert make_responder(generation={**greedy, "max_new_tokens": 9}).name != name
     other = copy.deepcopy(model)
     with torch.no_grad():
         next(other.projector.parameters())[-1] += 1

@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sparkles.eval.asking import Asking
 from sparkles.eval.benchmark import BenchmarkError, Prediction
 from sparkles.eval.bison import Bison
+from sparkles.eval.responders import ModelResponder
 from sparkles.eval.run import evaluate
 from sparkles.eval.sparkles_eval import SparklesEval
-from sparkles.types import Prompt
+from sparkles.types import Dialogue, InputError, Prompt, Verdict
 
 Scripted = Any
 """The scripted classes of conftest.py, which a test gets as fixtures."""
@@ -245,15 +248,64 @@ def test_two_processes_leave_the_files_of_one(
         evaluate([bison], first, None, together, save_every=1, progress=False)
 
     def share(rank: int) -> None:
-        dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=rank, world_size=2)
         responder = scripted_responder(answer_by_number)
         metrics = evaluate([bison], responder, None, together, save_every=1, progress=False)
         asked = [prompt.item_id for prompt in responder.asked]
         (tmp_path / f"rank{rank}.json").write_text(json.dumps([metrics, asked]))
-        dist.destroy_process_group()
 
-    torch.multiprocessing.start_processes(share, nprocs=2, start_method="fork")
+    in_processes(2, tmp_path / "rendezvous", share)
     results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert results == [[expected, ["2", "4"]], [expected, ["3"]]]
     for name in ("predictions/bison.jsonl", "metrics.json"):
         assert (together / name).read_text() == (alone / name).read_text()
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_two_processes_give_the_answers_of_one_also_where_they_are_drawn(
+    do_sample: bool,
+    bison: Bison,
+    make_responder: Callable[..., ModelResponder],
+    greedy: Mapping[str, Any],
+    tmp_path: Path,
+) -> None:
+    asking = Asking(tries=2)  # random weights answer nothing that could be read
+
+    def measure(folder: str) -> list[list[str]]:
+        responder = make_responder(generation={**greedy, "do_sample": do_sample})
+        evaluate([bison], responder, None, tmp_path / folder, asking=asking, progress=False)
+        return [[one["response"] for one in line["tries"]] for line in read_lines(tmp_path / folder)]
+
+    alone = measure("alone")
+    in_processes(2, tmp_path / "rendezvous", lambda rank: measure("together"))
+    together = read_lines(tmp_path / "together")
+    assert [[one["response"] for one in line["tries"]] for line in together] == alone
+    assert len({tuple(tries) for tries in alone}) > 1
+
+
+def test_a_mistake_that_one_process_meets_ends_all_of_them(
+    dialogues: SparklesEval, scripted_responder: Scripted, tmp_path: Path
+) -> None:
+    class BrokenJudge:
+        name = "broken"
+
+        def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
+            raise InputError("no key for the judge")
+
+    def share(rank: int) -> None:
+        with pytest.raises(InputError, match="no key for the judge"):
+            evaluate([dialogues], scripted_responder(), BrokenJudge(), tmp_path / "run", progress=False)
+        (tmp_path / f"ended{rank}").touch()
+
+    in_processes(2, tmp_path / "rendezvous", share)
+    assert len(list(tmp_path.glob("ended*"))) == 2
+
+
+def in_processes(number: int, rendezvous: Path, task: Callable[[int], object]) -> None:
+    """Run `task(rank)` in so many processes that know of each other."""
+
+    def run(rank: int) -> None:
+        dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=number)
+        task(rank)
+        dist.destroy_process_group()
+
+    torch.multiprocessing.start_processes(run, nprocs=number, start_method="fork")

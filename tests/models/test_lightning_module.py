@@ -214,3 +214,52 @@ def test_next_stage_starts_from_the_projection_of_a_run(
         following.projector.layers[0].weight.data.zero_()
         module = make_module(following, checkpoint=path)
         torch.testing.assert_close(module.model.projector.state_dict(), model.projector.state_dict())
+
+
+class Store:
+    """Features of a batch's images by their place in it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Tensor] = {}
+
+    def put(self, keys: Tensor, features: Tensor) -> None:
+        self.kept |= {int(key[0]): feature for key, feature in zip(keys, features, strict=True)}
+
+
+def with_cached(batch: dict[str, Tensor], cached: dict[int, Tensor]) -> dict[str, Tensor]:
+    """The batch as a datamodule gives it whose cache has the features of some images."""
+    pixels = batch["pixel_values"]
+    missing = [place for place in range(len(pixels)) if place not in cached]
+    return batch | {
+        "pixel_values": pixels[missing],
+        "is_cached": torch.tensor([place in cached for place in range(len(pixels))]),
+        "cached_features": torch.stack([cached[place] for place in sorted(cached)])
+        if cached
+        else torch.empty(0, dtype=torch.float16),
+        "feature_keys": torch.tensor(missing, dtype=torch.uint8).view(-1, 1),
+    }
+
+
+def test_a_step_is_the_same_whatever_features_are_cached(model: SparklesChat, batch) -> None:
+    module = make_module(model)
+    module.feature_store = store = Store()
+
+    def loss_of(cached: dict[int, Tensor]) -> float:
+        return model(module._with_features(with_cached(batch, cached))).item()
+
+    from_pixels = loss_of({})
+    num_images = len(batch["pixel_values"])
+    assert sorted(store.kept) == list(range(num_images))
+    assert from_pixels == pytest.approx(model(batch).item(), rel=1e-3)  # half precision
+    some = {place: store.kept[place] for place in (0, 3, 4)}
+    store.kept.clear()
+    assert loss_of(some) == from_pixels
+    assert sorted(store.kept) == [place for place in range(num_images) if place not in some]
+    assert loss_of(some | store.kept) == from_pixels
+
+
+def test_features_that_a_trained_part_makes_have_no_hash(make_model: MakeModel) -> None:
+    model = make_model()
+    assert make_module(model).encoder_hash
+    model.qformer.requires_grad_(True).trainable = True
+    assert make_module(model).encoder_hash is None

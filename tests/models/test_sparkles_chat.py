@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,34 @@ def test_loss_is_the_mean_over_labelled_tokens_of_the_whole_batch(
         total += F.cross_entropy(scores[:-1], targets[1:], ignore_index=IGNORE_INDEX, reduction="sum").item()
         count += dialogue.num_labels
     assert model(make_batch(dialogues)).item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_weighted_pass_over_a_dialogue_has_the_gradient_of_its_turns_drawn_as_often(
+    model, dialogues, make_batch: MakeBatch
+) -> None:
+    """`data.turns=joint` against the sampled mixture of first and second turns at 2:1."""
+    first, between, second = 2, 1, 2  # the last tokens of each dialogue: two answers, a question between them
+    whole = [one for one in dialogues if one.num_labels >= first + between + second]
+    batch = make_batch(whole)
+    labels = torch.full_like(batch["labels"], IGNORE_INDEX)
+    weights = torch.zeros(labels.shape)
+    drawn = []
+    for row, dialogue in enumerate(whole):
+        end = len(dialogue.ids)
+        answers = [slice(end - second - between - first, end - second - between), slice(end - second, end)]
+        for answer, weight in zip(answers, (2.0, 1.0), strict=True):
+            labels[row, answer] = batch["input_ids"][row, answer]
+            weights[row, answer] = weight
+        turn1 = replace(dialogue, ids=dialogue.ids[: answers[0].stop], num_labels=first)
+        drawn += [turn1, turn1, replace(dialogue, num_labels=second)]
+
+    def loss_and_gradient(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        loss = model(batch)
+        return loss, torch.autograd.grad(loss, model.projector.parameters())[0]
+
+    assert len(whole) > 1
+    joint = loss_and_gradient(batch | {"labels": labels, "loss_weights": weights})
+    torch.testing.assert_close(joint, loss_and_gradient(make_batch(drawn)))
 
 
 @pytest.mark.parametrize("change", ["order", "padding", "left padding", "chunks", "length groups"])

@@ -1,0 +1,151 @@
+"""The provider's batch API: each call is handed over once and its reply kept, whenever the program dies."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from sparkles.journal import Journal
+from sparkles.llm_client import BudgetError, ChatMessage, Completion, LLMClient, Outcome, Price, Request
+from sparkles.llm_client.batch import BatchClient
+from sparkles.llm_client.client import ClientError
+from tests.batch_server import BatchServer
+from tests.scripted_server import Call, Reply, echo
+
+PRICE = {"scripted": Price(input=1.0, output=10.0)}
+
+
+class Died(BaseException):
+    """In place of a process that is killed."""
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted-0123456789abcdef")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., BatchServer]]:
+    with ExitStack() as servers:
+        yield lambda *script, **settings: servers.enter_context(BatchServer(*script, **settings))
+
+
+def question(number: int, **settings: Any) -> Request:
+    text = f"Question {number}?"
+    return Request(model="scripted", messages=(ChatMessage("user", (text,)),), max_tokens=20, **settings)
+
+
+def ask(base_url: str, folder: Path, num: int, **settings: Any) -> list[Outcome]:
+    with Journal(folder / "replies.jsonl", sync=False) as journal:
+        client = LLMClient(base_url=base_url, journal=journal, attempts=1, **settings)
+        batches = BatchClient(client, jobs=folder / "batches.jsonl", poll_seconds=0.01)
+        return batches.complete_all([question(number) for number in range(num)])
+
+
+def texts(outcomes: list[Outcome]) -> list[str]:
+    return [outcome.text if isinstance(outcome, Completion) else outcome.reason for outcome in outcomes]
+
+
+ANSWERS = [f"You asked: Question {number}?" for number in range(4)]
+
+
+def test_replies_come_in_order_and_are_journalled(serve: Callable[..., BatchServer], tmp_path: Path) -> None:
+    server = serve(polls=2)
+    assert texts(ask(server.base_url, tmp_path, 4)) == ANSWERS
+    assert texts(ask(server.base_url, tmp_path, 4)) == ANSWERS
+    assert len(server.batches) == 1
+    assert ask(server.base_url, tmp_path, 5)[4] != ANSWERS
+    assert sorted(server.answered.values()) == [1] * 5
+
+
+def test_a_call_is_sent_as_one_by_one_and_under_its_key(
+    serve: Callable[..., BatchServer], tmp_path: Path
+) -> None:
+    server = serve()
+    with Journal(tmp_path / "replies.jsonl") as journal:
+        client = LLMClient(base_url=server.base_url, journal=journal)
+        request = question(1, schema={"type": "object"})
+        BatchClient(client, jobs=tmp_path / "jobs.jsonl", poll_seconds=0.01).complete_all([request])
+        assert journal[request.key]["structured"]
+    ((custom_id, _),) = server.answered.items()
+    assert custom_id == request.key
+    assert '"json_schema"' in server.files["file-0"]
+
+
+@pytest.mark.parametrize(
+    "moment", ["POST /files", "POST /batches", "GET /batches/batch-0", "GET /files/batch-0-output"]
+)
+def test_a_run_that_died_goes_on_with_its_batch(
+    serve: Callable[..., BatchServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It dies once the server has done what was asked, before it hears of it."""
+    server = serve()
+    dead = []
+
+    def die(self: Any, *args: Any, **settings: Any) -> Any:
+        response = send(self, *args, **settings)
+        if (
+            not dead
+            and f"{response.request.method} {response.request.url.path.removeprefix('/v1')}".startswith(
+                moment
+            )
+        ):
+            dead.append(moment)
+            raise Died
+        return response
+
+    send = httpx2.Client.send
+    monkeypatch.setattr(httpx2.Client, "send", die)
+    with pytest.raises(Died):
+        ask(server.base_url, tmp_path, 4)
+    assert texts(ask(server.base_url, tmp_path, 4)) == ANSWERS
+    assert set(server.answered.values()) == {1}
+    assert len(server.batches) == 1
+
+
+def test_a_call_that_fails_leaves_the_others_alone_and_is_asked_again(
+    serve: Callable[..., BatchServer], tmp_path: Path
+) -> None:
+    def script(call: Call) -> Reply:
+        return (
+            Reply(status=500) if call.question == "Question 1?" and len(server.batches) == 1 else echo(call)
+        )
+
+    server = serve(script)
+    assert texts(ask(server.base_url, tmp_path, 3)) == [ANSWERS[0], "server_error", ANSWERS[2]]
+    assert texts(ask(server.base_url, tmp_path, 3)) == ANSWERS[:3]
+    assert server.files["file-1" if "file-1" in server.files else "file-3"].count("custom_id") == 1
+
+
+def test_what_the_budget_has_no_room_for_is_not_asked(
+    serve: Callable[..., BatchServer], tmp_path: Path
+) -> None:
+    server = serve()
+    outcomes = ask(
+        server.base_url, tmp_path, 4, prices=PRICE, budget_usd=0.0005
+    )  # a call costs at most $0.0002
+    assert texts(outcomes) == [*ANSWERS[:2], "budget", "budget"]
+    assert server.answered.total() == 2
+
+
+def test_a_budget_needs_a_price(serve: Callable[..., BatchServer], tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="no price for 'scripted'"):
+        ask(serve().base_url, tmp_path, 1, budget_usd=1.0)
+
+
+def test_an_endpoint_without_batches_is_named(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # knows no method: 501
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        with pytest.raises(ClientError, match=r"server_error: .*mode=calls"):
+            ask(f"http://127.0.0.1:{server.server_port}/v1", tmp_path, 1)
+        server.shutdown()
+
+
+def test_without_a_journal_there_is_nowhere_to_put_replies(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match="need a journal"):
+        BatchClient(LLMClient(), jobs=tmp_path / "jobs.jsonl")
