@@ -82,9 +82,10 @@ def read_assessment(outcome: Outcome) -> Assessment:
     """The assessment in a reply; without a quality where it cannot be read or the call failed."""
     if not isinstance(outcome, Completion):
         return Assessment(quality=None, reason=f"{outcome.reason}: {outcome.message}")
-    reply = json_repair.loads(outcome.text)
-    quality = reply.get("quality") if isinstance(reply, dict) else None
-    if not isinstance(reply, dict) or type(quality) not in (int, float) or not LOWEST <= quality <= HIGHEST:
+    loaded = json_repair.loads(outcome.text)
+    reply = loaded if isinstance(loaded, dict) else {}
+    quality = reply.get("quality")
+    if not isinstance(quality, int | float) or isinstance(quality, bool) or not LOWEST <= quality <= HIGHEST:
         return Assessment(
             quality=None, reason=f"no quality from {LOWEST} to {HIGHEST} in {outcome.text[:200]!r}"
         )

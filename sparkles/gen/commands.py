@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -213,7 +213,8 @@ def convert(
     from sparkles.data.annotations import AnnotationError, read_file, report, write_samples
 
     name, ids = SOURCES[source]
-    reader = instantiate(OmegaConf.load(CONFIG_DIR / "data" / "subset" / f"{name}.yaml")[name].reader)
+    subset: Any = OmegaConf.load(CONFIG_DIR / "data" / "subset" / f"{name}.yaml")
+    reader = instantiate(subset[name].reader)
     with _status(f"reading {path}"):
         reading = read_file(Path(path), reader.parse)
     if reading.problems:

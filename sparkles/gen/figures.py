@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import PIL.Image
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,7 +30,7 @@ _PALETTE = "tab20"
 _DPI = 100
 _NARROWEST = 0.007
 """Share of a full ring of radius 1 that a label needs."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "svg.fonttype": "none",  # texts stay texts
@@ -196,7 +196,8 @@ def _panels(
     from matplotlib.figure import Figure  # not pyplot's, which would be kept
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    axes: Any = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    return figure, axes
 
 
 def _groups(statistics: Sequence[Statistics]) -> list[Group]:
@@ -208,7 +209,8 @@ def _verb_colors(statistics: Sequence[Statistics]) -> dict[str, Color]:
     from matplotlib import colormaps
 
     together: Counter[Pair] = sum((one.all_pairs for one in statistics), Counter())
-    palette = [color for start in (0, 1) for color in colormaps[_PALETTE].colors[start::2]]
+    listed: Any = colormaps[_PALETTE]  # a ListedColormap
+    palette = [color for start in (0, 1) for color in listed.colors[start::2]]
     return {
         verb: palette[place % len(palette)]
         for place, (verb, _) in enumerate(top_pairs(together, num_verbs=len(together)))
