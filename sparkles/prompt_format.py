@@ -21,6 +21,7 @@ SYSTEM_MESSAGE = (
     "You will be able to see the image once I provide it to you. Please answer my questions."
 )
 _REFERENCE = re.compile(rf"IMAGE#(\w+){re.escape(IMAGE_TAG)}")
+_SHOWN = re.compile(rf"(?:IMAGE#\w+)?{re.escape(IMAGE_TAG)}")
 
 
 class PromptFormatError(InputError):
@@ -53,6 +54,17 @@ def strip_tags(text: str) -> str:
     'What does IMAGE#7 show?'
     """
     return text.replace(IMAGE_TAG, "")
+
+
+def images_first(content: str) -> str:
+    """The text with its images in front of it, which still mentions them; the paper places them between the words.
+
+    >>> images_first("Compare IMAGE#7<Img><ImageHere></Img> with IMAGE#12<Img><ImageHere></Img>.")
+    'IMAGE#7<Img><ImageHere></Img> IMAGE#12<Img><ImageHere></Img> Compare IMAGE#7 with IMAGE#12.'
+    >>> images_first("Say briefly what <Img><ImageHere></Img> shows.")
+    '<Img><ImageHere></Img> Say briefly what  shows.'
+    """
+    return " ".join([*_SHOWN.findall(content), strip_tags(content).strip()])
 
 
 def check_tags(content: str, images: Sequence[Image], where: str) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sparkles.data.annotations import AnnotationError, Reading, read_file, report
 from sparkles.data.collate import pad_batch
-from sparkles.data.encoding import Encoded, Encoder, Tokenizer
+from sparkles.data.encoding import Encoded, Encoder, ImagePlacement, Tokenizer
 from sparkles.data.features import KEY_BYTES, FeatureCache
 from sparkles.data.images import ImageTransform, file_digest, load_image
 from sparkles.data.mixture import Draw, Mix, Mixture, MixtureSampler, SubsetSpec
@@ -167,7 +167,8 @@ class SparklesDataModule(L.LightningDataModule):
         train_transform: for training images; may be random.
         eval_transform: for validation and, through callbacks, benchmarks.
         max_length: tokens of a dialogue with its image slots.
-        max_prompt_length, cut_anywhere, unmask_prompt_end, system_in_training: see `Encoder`.
+        max_prompt_length, cut_anywhere, unmask_prompt_end, system_in_training, image_placement: see
+            `Encoder`.
         batch_size: dialogues of a batch, over all processes.
         steps: optimizer steps of an epoch.
         turns: "sampled" draws each turn of a dialogue for itself, as the paper does. "joint" draws whole dialogues
@@ -196,6 +197,7 @@ class SparklesDataModule(L.LightningDataModule):
         cut_anywhere: bool = False,
         unmask_prompt_end: bool = False,
         system_in_training: bool = False,
+        image_placement: ImagePlacement = "word",
         batch_size: int,
         steps: int,
         val_subsets: dict[str, SubsetSpec] | None = None,
@@ -244,6 +246,7 @@ class SparklesDataModule(L.LightningDataModule):
             cut_anywhere=cut_anywhere,
             unmask_prompt_end=unmask_prompt_end,
             system_in_training=system_in_training,
+            image_placement=image_placement,
         )
         self.train_transform = train_transform
         self.eval_transform = eval_transform

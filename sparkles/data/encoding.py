@@ -6,12 +6,14 @@ T tokens of one dialogue; Q query tokens, so each image fills Q slots in a row, 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import rich.text
 
-from sparkles.prompt_format import IMAGE_PLACEHOLDER, PromptFormat, check_tags
+from sparkles.prompt_format import IMAGE_PLACEHOLDER, PromptFormat, check_tags, images_first
 from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID, Image, InputError, Message, Prompt, Sample, images_of
+
+ImagePlacement = Literal["word", "sentence"]
 
 
 class Tokenizer(Protocol):
@@ -70,6 +72,15 @@ class Encoder:
             stand. The original takes that token for the space in front of the answer; if the prompt was cut, it is
             a word of the question or part of an image.
         system_in_training: training texts begin with the system message (as the paper says, not its code).
+
+    And one is an experiment:
+
+    Args:
+        image_placement: "word" leaves images where the text refers to them; "sentence" puts those of a message in
+            front of it, as other models have them.
+
+    Raises:
+        EncodingError: the tokenizer lacks the prompt format's BOS, or `image_placement` is neither.
     """
 
     def __init__(
@@ -83,7 +94,12 @@ class Encoder:
         cut_anywhere: bool = False,
         unmask_prompt_end: bool = False,
         system_in_training: bool = False,
+        image_placement: ImagePlacement = "word",
     ) -> None:
+        if image_placement not in get_args(ImagePlacement):
+            raise EncodingError(
+                f"image_placement={image_placement!r}, expected 'word' or 'sentence'; set data.image_placement"
+            )
         if prompt_format.add_bos and tokenizer.bos_token_id is None:
             raise EncodingError(
                 f"prompt format {prompt_format.name!r} starts with BOS but the tokenizer has none; "
@@ -97,6 +113,7 @@ class Encoder:
         self.cut_anywhere = cut_anywhere
         self.unmask_prompt_end = unmask_prompt_end
         self.system_in_training = system_in_training
+        self.image_placement = image_placement
 
     @property
     def pad_token_id(self) -> int:
@@ -126,7 +143,7 @@ class Encoder:
         # Prompt and answer are tokenised jointly: where they meet, a token may hold the end of one and the start
         # of the other, and then it belongs to the answer.
         messages, prompt_ids, input_ids = self._fit(
-            sample.prompt.messages, system=self.system_in_training, answer=answer
+            self._placed(sample.prompt.messages), system=self.system_in_training, answer=answer
         )
         start = _common_prefix(prompt_ids, input_ids)
         if self.unmask_prompt_end:
@@ -148,7 +165,7 @@ class Encoder:
             EncodingError: the last turn alone exceeds `max_prompt_length`.
             PromptFormatError: tags and images do not match.
         """
-        messages, input_ids, _ = self._fit(prompt.messages, system=system)
+        messages, input_ids, _ = self._fit(self._placed(prompt.messages), system=system)
         encoded = Encoded(
             input_ids=input_ids,
             labels=None,
@@ -171,6 +188,14 @@ class Encoder:
             else:
                 description.append(self.tokenizer.decode(token_ids), style="bold green" if has_loss else "")
         return description
+
+    def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self.image_placement == "word":
+            return messages
+        return [
+            replace(message, content=images_first(message.content)) if message.images else message
+            for message in messages
+        ]
 
     def _fit(
         self, messages: Sequence[Message], *, system: bool, answer: str = ""

@@ -134,11 +134,12 @@ class ModelResponder:
             num_query_tokens=encoder.num_query_tokens,
             max_length=encoder.max_prompt_length + self.generation["max_new_tokens"],
             system_in_training=True,
+            image_placement=encoder.image_placement,
         )
         # vars: the transform's steps, whose repr holds sizes, means and deviations
         settings = (
             encoder.prompt_format,
-            (encoder.max_prompt_length, encoder.cut_anywhere),
+            (encoder.max_prompt_length, encoder.cut_anywhere, encoder.image_placement),
             vars(transform),
             original_answer_text,
             self.generation,

@@ -317,3 +317,29 @@ def test_dialogues_of_any_length_and_turns_without_images(
     ]
     encoded = make_encoder().encode_sample(samples[-1])
     assert encoded.input_ids.count(IMAGE_TOKEN_ID) == 3 * sum(turn % 3 for turn in range(num_turns))
+
+
+def test_sentence_level_images_stand_in_front_of_their_message(
+    make_encoder: Callable[..., Encoder], dialogue: Dialogue
+) -> None:
+    encoder = make_encoder(image_placement="sentence")
+    encoded = encoder.encode_sample(samples_of(dialogue)[-1])
+    prompt = [
+        1,
+        *codes("###Human: IMAGE#7<Img>"),
+        *SLOTS,
+        *codes("</Img> IMAGE#12<Img>"),
+        *SLOTS,
+        *codes("</Img> "),
+    ]
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert [image.image_id for image in encoded.images] == [7, 12, 3]
+    assert (
+        encoder.encode_prompt(Prompt(messages=dialogue.messages[:3]), system=False).images == encoded.images
+    )
+    assert loss_text(encoder, samples_of(dialogue)[-1]) == " It is small.###"
+
+
+def test_an_unknown_placement_is_refused(make_encoder: Callable[..., Encoder]) -> None:
+    with pytest.raises(EncodingError, match="image_placement='front', expected 'word' or 'sentence'"):
+        make_encoder(image_placement="front")
