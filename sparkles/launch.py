@@ -13,6 +13,7 @@ import rich
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.markup import escape
 
 from sparkles.config import validate
 from sparkles.data.datamodule import SparklesDataModule
@@ -182,8 +183,12 @@ class RunRecord(L.Callback):
 def _print_results(run_dir: Path, name: str) -> None:
     metrics = read_metrics(run_dir)
     headlines = {title_of(key): Headline.read(metrics, key) for key in benchmarks_of(metrics)}
-    shown = ", ".join(f"{title} {headline.shown}" for title, headline in headlines.items() if headline)
-    rich.print(f"{name}: {shown or 'nothing measured'}\nin {run_dir}" + ("/report.html" if shown else ""))
+    shown = [f"  {title} {headline.told}" for title, headline in headlines.items() if headline]
+    rich.print(
+        "\n".join([f"{name}:" if shown else f"{name}: nothing measured", *map(escape, shown)]),
+        f"\nin {run_dir}" + ("/report.html" if shown else ""),
+        sep="",
+    )
 
 
 def _silence_chatter() -> None:

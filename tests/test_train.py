@@ -23,7 +23,7 @@ from sparkles.models.lightning_module import SparklesModule
 RunMain = Callable[..., None]
 CHOICE_METRICS = {
     *("accuracy", "accuracy_low", "accuracy_high", "accuracy_interval"),
-    *("num", "unscored", "first_try_accuracy"),
+    *("num", "unscored", "first_try_accuracy", "majority_rate"),
 }
 CONSISTENCY_METRICS = {
     "consistency",
@@ -171,7 +171,7 @@ def test_the_terminal_shows_mixture_and_results_and_nothing_twice(demo: tuple[Pa
     assert "training mixture, drawn per sample, seed 0" in output
     assert "cc_turn2" in output
     assert "loss on bold green" in output
-    assert "SparklesChat: BISON" in output
+    assert "SparklesChat:\n  BISON" in output
     assert f"{demo[0]}/minigpt4/report.html" in output.replace("\n", "")
     assert output.count("GPU available") == 3  # once in each run
     for noise in ("litlogger", "LeafSpec", "in eval mode", "is not empty"):

@@ -1,6 +1,6 @@
 """From predictions to flat metrics, each with its denominator, interval and failures."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
@@ -76,10 +76,13 @@ def _accuracy(predictions: Sequence[Prediction]) -> Metrics:
     num = len(predictions)
     correct = [bool(prediction.score.correct) for prediction in predictions]
     first_try = sum(right and p.num_tries == 1 for right, p in zip(correct, predictions, strict=True))
+    labels = Counter(prediction.label for prediction in predictions)
     return {
         "accuracy": sum(correct) / num if num else None,
         **_bounds("accuracy", proportion_interval(correct, shared_content(predictions))),
         "first_try_accuracy": first_try / num if num else None,
+        # What the most frequent label would score as the answer to everything.
+        "majority_rate": max(labels.values()) / num if num else None,
         "num": num,
         "unscored": sum(prediction.score.answer is None for prediction in predictions),
     }

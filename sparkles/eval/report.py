@@ -30,6 +30,7 @@ GOOD_RATING = 5.5
 _IN_ITS_UNIT = {
     "first_try_accuracy": "{} on the first try",
     "overall_length_controlled": "{} at equal answer length",
+    "majority_rate": "the most frequent label {}",
     "grounding_gap": "grounding gap {}",
 }
 """Metrics in the unit of the headline that are told beside it, where they differ from it."""

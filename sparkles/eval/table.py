@@ -47,6 +47,8 @@ class Headline:
     high: float | None = None
     num: int | None = None
     unscored: int = 0
+    majority_rate: float | None = None
+    """What the most frequent label would score as the answer to everything."""
 
     @classmethod
     def read(cls, metrics: Metrics, prefix: str) -> "Headline | None":
@@ -66,6 +68,7 @@ class Headline:
                     high=_number(metrics.get(f"{key}_high")),
                     num=None if num is None else int(num),
                     unscored=int(_number(metrics.get(f"{prefix}/unscored")) or 0),
+                    majority_rate=_number(metrics.get(f"{prefix}/majority_rate")),
                 )
         return None
 
@@ -76,6 +79,20 @@ class Headline:
     @property
     def shown(self) -> str:
         return "none scored" if self.value is None else self.show(self.value)
+
+    @property
+    def told(self) -> str:
+        """In a line: value, interval, and what an answer that never changes would score.
+
+        >>> Headline(metric="accuracy", value=0.5, low=0.4, high=0.6, majority_rate=0.55).told
+        '50.0 [40.0, 60.0], the most frequent label 55.0'
+        """
+        told = f"{self.shown} {self.interval}".rstrip()
+        return (
+            told
+            if self.majority_rate is None
+            else f"{told}, the most frequent label {self.show(self.majority_rate)}"
+        )
 
     @property
     def interval(self) -> str:

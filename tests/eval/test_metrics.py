@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -37,10 +38,16 @@ def test_an_unreadable_answer_counts_as_wrong_and_is_counted() -> None:
     assert 0 < low < 0.25 < high < 1
 
 
+def test_the_majority_rate_is_that_of_always_giving_the_most_frequent_label() -> None:
+    labels = ["TRUE", "FALSE", "FALSE", "FALSE"]
+    metrics = choice_metrics([replace(prediction(RIGHT), label=label) for label in labels])
+    assert metrics["majority_rate"] == 0.75
+
+
 def test_of_no_items_nothing_is_measured() -> None:
     metrics = choice_metrics([])
     assert (metrics["accuracy"], metrics["first_try_accuracy"], metrics["accuracy_low"]) == (None, None, None)
-    assert metrics["num"] == 0
+    assert (metrics["num"], metrics["majority_rate"]) == (0, None)
 
 
 def test_only_first_tries_count_for_first_try_accuracy() -> None:
