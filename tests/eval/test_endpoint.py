@@ -359,7 +359,7 @@ def test_the_command_measures_an_endpoint_and_builds_no_model(
     assert "bison, answers of m: 4 calls" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     run_main(measure, *arguments)
-    assert "m: BISON" in capsys.readouterr().out
+    assert "m:\n  BISON" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["bison/num"], metrics["sparkles_eval/overall"]) == (4, 6.0)
     assert {path.name for path in (tmp_path / "run" / "journal").glob("*.jsonl")} == {

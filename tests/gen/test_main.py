@@ -63,8 +63,15 @@ def test_scenes_need_no_network_and_can_be_trained_on(run: Run, tmp_path: Path) 
 
     register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("train", ["data/subset@data.subsets=[generated]", f"+generated={folder}"])
-    datamodule = instantiate(cfg.data, prepare=None, steps=1, val_subsets={}, _convert_="all")
+        cfg = compose(
+            "train",
+            [
+                "data/subset@data.subsets=[generated]",
+                f"+generated={folder}",
+                "data/subset@data.val_subsets=[]",
+            ],
+        )
+    datamodule = instantiate(cfg.data, prepare=None, steps=1, _convert_="all")
     datamodule.setup("fit")
     assert len(next(iter(datamodule.train_dataloader()))["input_ids"]) == 16
 
