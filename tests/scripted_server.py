@@ -8,12 +8,15 @@ A script is a function from a `Call` to a `Reply`. It runs in the server's threa
 
 import asyncio
 import json
+import multiprocessing
 import random
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -192,3 +195,21 @@ class ScriptedServer:
         call = replace(call, nth=self._asked[call.question])
         self.calls.append(call)
         return call
+
+
+def starter(target: Callable[[str, Path], object]) -> Callable[[ScriptedServer, Path], BaseProcess]:
+    """Starts `target(base_url, path)` in a process of its own, forked from one that has done the imports."""
+    context = multiprocessing.get_context("forkserver")
+    lazily_imported = [
+        "httpcore2",
+        "openai.resources.chat.completions.completions",
+        "anyio._backends._asyncio",
+    ]
+    context.set_forkserver_preload([target.__module__, *lazily_imported])
+
+    def start(server: ScriptedServer, path: Path) -> BaseProcess:
+        child = context.Process(target=target, args=(server.base_url, path))
+        child.start()
+        return child
+
+    return start

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -40,7 +39,7 @@ from sparkles.llm_client import (
 from sparkles.llm_client.client import ClientError
 from sparkles.prompt_format import PromptFormatError, image_reference
 from sparkles.types import Image, Message
-from tests.scripted_server import FAULTS, FOREVER, Call, Faulty, Reply, Script, ScriptedServer, echo
+from tests.scripted_server import FAULTS, FOREVER, Call, Faulty, Reply, Script, ScriptedServer, echo, starter
 
 KEY = "sk-scripted-0123456789abcdef"
 PRICE = Price(input=1.0, output=10.0)  # a scripted reply of 100 and 10 tokens: $0.0002
@@ -707,21 +706,7 @@ def run_to_the_end(base_url: str, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def start() -> Callable[[ScriptedServer, Path], BaseProcess]:
-    """Starts `run_to_the_end` in a process of its own, forked from one that has done the imports."""
-    context = multiprocessing.get_context("forkserver")
-    lazily_imported = [
-        "httpcore2",
-        "openai.resources.chat.completions.completions",
-        "anyio._backends._asyncio",
-    ]
-    context.set_forkserver_preload([__name__, *lazily_imported])
-
-    def start(server: ScriptedServer, path: Path) -> BaseProcess:
-        child = context.Process(target=run_to_the_end, args=(server.base_url, path))
-        child.start()
-        return child
-
-    return start
+    return starter(run_to_the_end)
 
 
 def finish(

@@ -81,6 +81,8 @@ class SampleDataset(Dataset[Example]):
         self._digests: dict[Path | None, str] = {}
         self.encoder = encoder
         self.transform = transform
+        # vars: the transform's steps, whose repr holds sizes, means and deviations
+        self._transform_settings = repr(vars(transform))
         self.seed = seed
         # Once full, the cache keeps what it has: in a random order, no image is likelier than others to be next.
         image_bytes = 3 * transform.image_size**2 * torch.float32.itemsize
@@ -112,7 +114,7 @@ class SampleDataset(Dataset[Example]):
         if self.feature_cache is None:
             return Picture(self._load_pixels(image))
         digest = self._digest(image)
-        key = self.feature_cache.key(digest, image.box, vars(self.transform), crop)
+        key = self.feature_cache.key(digest, image.box, self._transform_settings, crop)
         features = self.feature_cache.get(key)
         if features is not None:
             return Picture(None, features, key)

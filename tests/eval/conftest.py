@@ -15,13 +15,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sparkles.data.encoding import Encoder
 from sparkles.data.images import ImageTransform
 from sparkles.eval.benchmark import Prediction, Score
+from sparkles.eval.bison import Bison
 from sparkles.eval.responders import ModelResponder
+from sparkles.eval.sparkles_eval import SparklesEval
 from sparkles.models.projector import Projector
 from sparkles.models.qformer import QFormer
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.models.vision import VisionEncoder
 from sparkles.prompt_format import MINIGPT4
-from sparkles.types import CRITERIA, CriterionScores, Dialogue, Prompt, Response, Verdict
+from sparkles.types import CRITERIA, CriterionScores, Dialogue, Image, Message, Prompt, Response, Verdict
 
 IMAGE_SIZE, NUM_QUERIES = 16, 2
 
@@ -128,6 +130,31 @@ def dialogue_file(tmp_path: Path) -> Path:
         for number in (7, 9)
     ]
     return _write(tmp_path / "sparkles_eval.json", records)
+
+
+@pytest.fixture
+def bison(bison_file: Path, pictures: Path) -> Bison:
+    return Bison(annotations=bison_file, images=pictures)
+
+
+@pytest.fixture
+def dialogues(dialogue_file: Path, pictures: Path) -> SparklesEval:
+    return SparklesEval(annotations=dialogue_file, images=pictures)
+
+
+@pytest.fixture
+def prompt(pictures: Path) -> Prompt:
+    red, green = (
+        Image(image_id=number, caption=f"something {color}", path=pictures / f"{color}.png")
+        for number, color in enumerate(["red", "green"], start=1)
+    )
+    return Prompt(
+        messages=(
+            Message(role="user", content="See IMAGE#1<Img><ImageHere></Img>!", images=(red,)),
+            Message(role="assistant", content="I do."),
+            Message(role="user", content="And IMAGE#2<Img><ImageHere></Img>?", images=(green,)),
+        )
+    )
 
 
 def _write(path: Path, records: object) -> Path:

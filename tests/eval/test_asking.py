@@ -92,13 +92,8 @@ def test_a_failed_call_is_no_unreadable_answer(
 
 
 def test_dialogues_are_not_asked_again(
-    dialogue_file: Path,
-    pictures: Path,
-    scripted_responder: Scripted,
-    scripted_judge: Scripted,
-    tmp_path: Path,
+    dialogues: SparklesEval, scripted_responder: Scripted, scripted_judge: Scripted, tmp_path: Path
 ) -> None:
-    dialogues = SparklesEval(annotations=dialogue_file, images=pictures)
     responder = scripted_responder(lambda prompt: UNREAD)
     for asking in (Asking(tries=4), Asking(mode="likelihood"), Asking()):  # nothing of it concerns dialogues
         evaluate([dialogues], responder, scripted_judge({"7": 2.0}), tmp_path, asking=asking, progress=False)

@@ -122,13 +122,8 @@ def test_a_missing_caption_is_told_with_its_benchmark_before_the_work(
 
 
 def test_the_judge_reads_the_true_captions(
-    dialogue_file: Path,
-    pictures: Path,
-    scripted_responder: Scripted,
-    scripted_judge: Scripted,
-    tmp_path: Path,
+    dialogues: SparklesEval, scripted_responder: Scripted, scripted_judge: Scripted, tmp_path: Path
 ) -> None:
-    dialogues = SparklesEval(annotations=dialogue_file, images=pictures)
     responder, judge = scripted_responder(), scripted_judge({"7": 3.0, "9": 3.0})
     evaluate([dialogues], responder, judge, tmp_path, asking=Asking(control="blank"), progress=False)
     assert {image.caption for prompt in responder.asked for image in prompt.images} == {"an even grey"}

@@ -49,31 +49,6 @@ def responder_at(
     return EndpointResponder(**{"model": "m", "client": quick(server, **(client or {}))} | settings)
 
 
-@pytest.fixture
-def prompt(pictures: Path) -> Prompt:
-    red, green = (
-        Image(image_id=number, caption=f"something {color}", path=pictures / f"{color}.png")
-        for number, color in enumerate(["red", "green"], start=1)
-    )
-    return Prompt(
-        messages=(
-            Message(role="user", content="See IMAGE#1<Img><ImageHere></Img>!", images=(red,)),
-            Message(role="assistant", content="I do."),
-            Message(role="user", content="And IMAGE#2<Img><ImageHere></Img>?", images=(green,)),
-        )
-    )
-
-
-@pytest.fixture
-def bison(bison_file: Path, pictures: Path) -> Bison:
-    return Bison(annotations=bison_file, images=pictures)
-
-
-@pytest.fixture
-def dialogues(dialogue_file: Path, pictures: Path) -> SparklesEval:
-    return SparklesEval(annotations=dialogue_file, images=pictures)
-
-
 def test_pictures_stand_at_their_places_in_the_text(serve: Serve, prompt: Prompt) -> None:
     server = serve(lambda call: Reply(text=" Two. \n"))
     [response] = responder_at(server, system="Be brief.", temperature=1.0, top_p=0.9).respond([prompt])

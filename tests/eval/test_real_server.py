@@ -11,7 +11,7 @@ from sparkles.eval.bison import Bison
 from sparkles.eval.endpoint import EndpointResponder
 from sparkles.eval.run import evaluate
 from sparkles.llm_client import LLMClient
-from sparkles.types import Image, Message, Prompt
+from sparkles.types import Prompt
 from tests.transformers_server import NEEDS_SERVER, PATCH, SIDE, save_model, transformers_server
 
 pytestmark = NEEDS_SERVER
@@ -32,21 +32,6 @@ def responder(base_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> 
         model=str(folder), client=client, captions=not request.param, max_tokens=8,
         journal=tmp_path / "journal.jsonl",
     )  # fmt: skip
-
-
-@pytest.fixture
-def prompt(pictures: Path) -> Prompt:
-    red, green = (
-        Image(image_id=number, caption=f"something {color}", path=pictures / f"{color}.png")
-        for number, color in enumerate(["red", "green"], start=1)
-    )
-    return Prompt(
-        messages=(
-            Message(role="user", content="See IMAGE#1<Img><ImageHere></Img>!", images=(red,)),
-            Message(role="assistant", content="I do."),
-            Message(role="user", content="And IMAGE#2<Img><ImageHere></Img>?", images=(green,)),
-        )
-    )
 
 
 @pytest.mark.parametrize("responder", [True, False], indirect=True, ids=["pictures", "captions"])

@@ -21,16 +21,6 @@ Scripted = Any
 
 
 @pytest.fixture
-def bison(bison_file: Path, pictures: Path) -> Bison:
-    return Bison(annotations=bison_file, images=pictures)
-
-
-@pytest.fixture
-def dialogues(dialogue_file: Path, pictures: Path) -> SparklesEval:
-    return SparklesEval(annotations=dialogue_file, images=pictures)
-
-
-@pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 

@@ -1,7 +1,6 @@
 """Generating against a server that misbehaves: the same data whatever happens, nothing paid twice, nothing lost."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -23,7 +22,7 @@ from sparkles.gen.writers import EndpointWriter
 from sparkles.llm_client import LLMClient, Price
 from sparkles.types import Dialogue
 from tests.gen.scripted import captioned, demonstrations, dialogue, make_recipe, written
-from tests.scripted_server import FOREVER, Call, Faulty, Reply, Script, ScriptedServer
+from tests.scripted_server import FOREVER, Call, Faulty, Reply, Script, ScriptedServer, starter
 
 SLOTS = 8
 TRANSPORT = ("rate_limited", "server_error", "timeout", "dropped", "truncated_json", "empty")
@@ -242,21 +241,7 @@ def result(generated: Generated) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def start() -> Callable[[ScriptedServer, Path], BaseProcess]:
-    """Starts `run_to_the_end` in a process of its own, forked from one that has done the imports."""
-    context = multiprocessing.get_context("forkserver")
-    lazily_imported = [
-        "httpcore2",
-        "openai.resources.chat.completions.completions",
-        "anyio._backends._asyncio",
-    ]
-    context.set_forkserver_preload([__name__, *lazily_imported])
-
-    def start(server: ScriptedServer, folder: Path) -> BaseProcess:
-        child = context.Process(target=run_to_the_end, args=(server.base_url, folder))
-        child.start()
-        return child
-
-    return start
+    return starter(run_to_the_end)
 
 
 def test_ten_kills_and_eight_ways_to_fail_change_nothing(
