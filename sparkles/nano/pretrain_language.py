@@ -80,15 +80,17 @@ def encode_conversation(
 
     input_ids, labels = [tokenizer.bos_token_id], [IGNORE_INDEX]
     position = 0
-    for index, segment in enumerate(text.split(IMAGE_PLACEHOLDER)):
+    segments = text.split(IMAGE_PLACEHOLDER)
+    stripped = [segment.strip(" ") for segment in segments]
+    encoded = tokenizer(stripped, add_special_tokens=False, return_offsets_mapping=True)
+    tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    for index, (segment, (ids, offsets)) in enumerate(zip(segments, tokens, strict=True)):
         if index > 0:
             input_ids += [IMAGE_TOKEN_ID] * SLOTS_PER_IMAGE
             labels += [IGNORE_INDEX] * SLOTS_PER_IMAGE
             position += len(IMAGE_PLACEHOLDER)
-        stripped = segment.strip(" ")
         origin = position + len(segment) - len(segment.lstrip(" "))
-        encoded = tokenizer(stripped, add_special_tokens=False, return_offsets_mapping=True)
-        for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        for token, (begin, end) in zip(ids, offsets, strict=True):
             learned = any(first <= origin + begin and origin + end <= last for first, last in answers)
             input_ids.append(token)
             labels.append(token if learned else IGNORE_INDEX)
