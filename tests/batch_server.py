@@ -7,6 +7,7 @@ with BatchServer(script) as server:
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,16 +46,19 @@ class BatchServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self._answer(server.get(self.path.partition("?")[0].removeprefix("/v1")))
+                try:
+                    self._answer(server.get(self.path.partition("?")[0].removeprefix("/v1")))
+                except KeyError as error:
+                    self._answer({"error": {"message": f"no {error.args[0]}"}}, status=404)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 self._answer(server.post(self.path.removeprefix("/v1"), body))
 
-            def _answer(self, value: Any) -> None:
+            def _answer(self, value: Any, status: int = 200) -> None:
                 server.before_answer(f"{self.command} {self.path.removeprefix('/v1')}")
                 content = (value if isinstance(value, str) else json.dumps(value)).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header(
                     "Content-Type", "text/plain" if isinstance(value, str) else "application/json"
                 )
@@ -88,8 +92,12 @@ class BatchServer:
             return self.files[match[1]]
         batch = self.batches[path.removeprefix("/batches/")]
         self._looks[batch["id"]] += 1
-        if batch["status"] != "completed" and self._looks[batch["id"]] > self.polls:
-            self._complete(batch)
+        if batch["status"] != "completed":
+            num_calls = len(self.files[batch["input_file_id"]].splitlines())
+            num_done = num_calls * self._looks[batch["id"]] // (self.polls + 1)
+            batch["request_counts"] = {"completed": num_done, "failed": 0, "total": num_calls}
+            if self._looks[batch["id"]] > self.polls:
+                self._complete(batch)
         return batch
 
     def post(self, path: str, body: str) -> Any:
@@ -104,7 +112,8 @@ class BatchServer:
             }  # fmt: skip
         batch_id = f"batch-{len(self.batches)}"
         self.batches[batch_id] = {
-            "id": batch_id, "object": "batch", "created_at": 0, "status": "in_progress", **json.loads(body),
+            "id": batch_id, "object": "batch", "created_at": int(time.time()), "status": "in_progress",
+            **json.loads(body),
         }  # fmt: skip
         return self.batches[batch_id]
 
@@ -122,4 +131,6 @@ class BatchServer:
             if written:
                 self.files[f"{batch['id']}-{name}"] = "\n".join(written)
                 batch[f"{name}_file_id"] = f"{batch['id']}-{name}"
+        num_failed = len(lines["error"])
+        batch["request_counts"] |= {"completed": len(lines["output"]), "failed": num_failed}
         batch["status"] = "completed"

@@ -25,7 +25,7 @@ FOREVER = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One POST to /v1/chat/completions."""
+    """One POST to /v1/chat/completions, or to /v1/moderations."""
 
     number: int
     """From 1, in order of arrival."""
@@ -36,8 +36,8 @@ class Call:
 
     @property
     def question(self) -> str:
-        """Text of the last message."""
-        content = self.body["messages"][-1]["content"]
+        """Text of the last message, or what is to be moderated."""
+        content = self.body["input"] if "input" in self.body else self.body["messages"][-1]["content"]
         if isinstance(content, str):
             return content
         return "".join(part.get("text", "") for part in content)
@@ -55,6 +55,8 @@ class Reply:
     usage: dict[str, Any] | None = field(
         default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
     )
+    flagged: tuple[str, ...] = ()
+    """Categories, in answer to a moderation."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     raw: str | None = None
@@ -68,13 +70,19 @@ class Reply:
             return self.raw
         if self.status != HTTPStatus.OK:
             return json.dumps({"error": {"message": f"scripted {self.status}", "code": None}})
+        model = self.model or call.body["model"]
+        if "input" in call.body:
+            categories = {name: name in self.flagged for name in ("harassment", "violence", *self.flagged)}
+            scores = {name: 0.9 if is_flagged else 0.01 for name, is_flagged in categories.items()}
+            result = {"flagged": bool(self.flagged), "categories": categories, "category_scores": scores}
+            return json.dumps({"id": f"modr-{call.number}", "model": model, "results": [result]})
         message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
         return json.dumps(
             {
                 "id": f"chatcmpl-{call.number}",
                 "object": "chat.completion",
                 "created": 0,
-                "model": self.model or call.body["model"],
+                "model": model,
                 "choices": [{"index": 0, "message": message, "finish_reason": self.finish_reason}],
                 "usage": self.usage,
             }

@@ -1,8 +1,10 @@
 """The provider's batch API: each call is handed over once and its reply kept, whenever the program dies."""
 
+import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,14 @@ def question(number: int, **settings: Any) -> Request:
     return Request(model="scripted", messages=(ChatMessage("user", (text,)),), max_tokens=20, **settings)
 
 
-def ask(base_url: str, folder: Path, num: int, **settings: Any) -> list[Outcome]:
+def ask(
+    base_url: str, folder: Path, num: int, made_before: Sequence[str] = (), **settings: Any
+) -> list[Outcome]:
     with Journal(folder / "replies.jsonl", sync=False) as journal:
         client = LLMClient(base_url=base_url, journal=journal, attempts=1, **settings)
-        batches = BatchClient(client, jobs=folder / "batches.jsonl", poll_seconds=0.01)
+        batches = BatchClient(
+            client, jobs=folder / "batches.jsonl", poll_seconds=0.01, made_before=made_before
+        )
         return batches.complete_all([question(number) for number in range(num)])
 
 
@@ -120,6 +126,63 @@ def test_a_call_that_fails_leaves_the_others_alone_and_is_asked_again(
     assert texts(ask(server.base_url, tmp_path, 3)) == [ANSWERS[0], "server_error", ANSWERS[2]]
     assert texts(ask(server.base_url, tmp_path, 3)) == ANSWERS[:3]
     assert server.files["file-1" if "file-1" in server.files else "file-3"].count("custom_id") == 1
+
+
+def test_how_far_a_batch_is_is_shown_and_logged(
+    serve: Callable[..., BatchServer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="sparkles.llm_client.batch")
+    server = serve(lambda call: Reply(status=500) if call.question == "Question 1?" else echo(call), polls=3)
+    ask(server.base_url, tmp_path, 4)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[1:] == [
+        "batch batch-0: in_progress, 1 done, 0 failed of 4",
+        "batch batch-0: in_progress, 2 done, 0 failed of 4",
+        "batch batch-0: in_progress, 3 done, 0 failed of 4",
+        "batch batch-0: completed, 3 done, 1 failed of 4",
+    ]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4/4 completed, 3 done, 1 failed 0:00:0" in shown
+
+
+def test_a_batch_is_collected_by_its_id_where_the_folder_is_gone(
+    serve: Callable[..., BatchServer], tmp_path: Path
+) -> None:
+    server = serve()
+    ask(server.base_url, tmp_path / "lost", 4)
+    again = partial(ask, server.base_url, tmp_path / "new", made_before=["batch-0"])
+    assert texts(again(4)) == ANSWERS
+    assert texts(again(5)) == [*ANSWERS, "You asked: Question 4?"]
+    assert set(server.answered.values()) == {1}
+    assert len(server.batches) == 2
+
+
+def test_an_unknown_batch_is_named(serve: Callable[..., BatchServer], tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"batches: refused_call: .*batch-7"):
+        ask(serve().base_url, tmp_path, 1, made_before=["batch-7"])
+
+
+def test_ctrl_c_while_it_waits_says_how_to_go_on(
+    serve: Callable[..., BatchServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = serve()
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparkles.llm_client.batch.time.sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ask(server.base_url, tmp_path, 4)
+    assert "batch batch-0 goes on at the provider; the same command collects it" in caplog.text
+    assert texts(ask(server.base_url, tmp_path, 4)) == ANSWERS
+    assert len(server.batches) == 1
 
 
 def test_what_the_budget_has_no_room_for_is_not_asked(

@@ -29,6 +29,7 @@ from sparkles.llm_client import (
     Completion,
     Failure,
     LLMClient,
+    ModerationRequest,
     Outcome,
     Price,
     Request,
@@ -290,6 +291,26 @@ def test_a_request_made_twice_at_once_is_asked_once(
     server = serve(lambda call: Reply(text="Yes.", delay=0.05))
     assert texts(ask(server, questions(1) * 5, journal=journal)) == ["Yes."] * 5
     assert len(server.calls) == 1
+
+
+def test_moderations_are_calls_like_others(
+    serve: Callable[[Script], ScriptedServer], journal: Journal
+) -> None:
+    """Repeated until one is sound, journalled, and told apart from a chat with the same words."""
+    faults = {1: Reply(raw='{"results": []}'), 2: Reply(model="another-model"), 3: Reply(status=500)}
+    server = serve(lambda call: faults.get(call.number, Reply(flagged=("hate",))))
+    moderation = ModerationRequest.of("scripted", "Question 0?")
+    for _ in range(2):
+        [outcome] = ask(server, [moderation], journal=journal)
+        assert isinstance(outcome, Completion)
+        assert json.loads(outcome.text)["categories"] == {
+            "harassment": False,
+            "violence": False,
+            "hate": True,
+        }
+    assert (outcome.usage, outcome.tries) == (Usage(input_tokens=0, output_tokens=0), 4)
+    assert [call.body for call in server.calls] == [{"model": "scripted", "input": "Question 0?"}] * 4
+    assert moderation.key != question("Question 0?").key
 
 
 # Concurrency, rates, progress

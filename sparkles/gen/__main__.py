@@ -5,8 +5,11 @@ data that exist.
 """
 
 import json
+import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -18,6 +21,7 @@ from sparkles.types import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sparkles.gen.leakage import LeakageReport
     from sparkles.gen.pipeline import Generated
     from sparkles.gen.recipes import Recipe
     from sparkles.gen.writers import Writer
@@ -39,19 +43,27 @@ def make(cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
 
     from sparkles.config import validate
-    from sparkles.eval.files import write_text
+    from sparkles.eval.files import write_json, write_text
     from sparkles.gen.pipeline import generate, ledger_record
 
     validate(cfg)
     recipe: Recipe = instantiate(cfg.gen.recipe, _convert_="all")
+    recipe, leaks = _without_leaks(recipe, cfg)
     with closing(instantiate(cfg.gen.writer, _convert_="all")) as writer:
         if cfg.dry_run:
             rich.print(_prospect(recipe, writer))
             return
         folder = Path(HydraConfig.get().runtime.output_dir)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        generated = generate(recipe, writer)
-        _write(folder, generated, ledger_record(generated, writer), _origin(cfg))
+        if leaks is not None:
+            write_json(folder / "leakage.json", leaks)
+        with _terminated_as_by_ctrl_c():
+            generated = generate(recipe, writer)
+            writer.close()  # so that calls under way come back and are in the ledger
+            ledger = ledger_record(generated, writer)
+            write_json(folder / "ledger.json", ledger)
+        if not generated.interrupted:  # what there is may be less than an earlier run has written
+            _write(folder, generated, ledger, _origin(cfg) | {"leakage": leaks})
         rich.print(f"{_summary(generated)}; {writer.ledger.summary()}\nin {folder}")
     _check_complete(generated, folder)
 
@@ -72,6 +84,36 @@ def caption(cfg: DictConfig) -> None:
     print(
         f"{num} captions in {out}; to generate from them: gen.source.path={out} gen.source.images={cfg.folder}"
     )
+
+
+def _without_leaks(recipe: "Recipe", cfg: DictConfig) -> "tuple[Recipe, dict[str, Any] | None]":
+    """The recipe without candidates that evaluation sets show, and the record of what was left out.
+
+    None: they were not compared.
+    """
+    from hydra.utils import instantiate
+
+    if cfg.gen.get("leakage") is None:  # drawn scenes
+        return recipe, None
+    report: LeakageReport | None = instantiate(cfg.gen.leakage, _convert_="all")(recipe.candidates.images)
+    if report is None:
+        return recipe, None
+    print(f"left out before anything is asked: {report}")
+    return replace(recipe, candidates=recipe.candidates.without(report.found)), report.record()
+
+
+@contextmanager
+def _terminated_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send, do what Ctrl-C does, also where a shell has that ignored."""
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _prospect(recipe: "Recipe", writer: "Writer") -> str:
@@ -97,20 +139,26 @@ def _origin(cfg: DictConfig) -> dict[str, object]:
         if key in writer
     }
     asked = {"replies": str(recipe["replies"]), "candidates": recipe["candidates"]["size"]}
-    return {"source": recipe["candidates"]["images"], "settings": {"seed": cfg.seed} | asked | sampling}
+    return {
+        "source": recipe["candidates"]["images"],
+        "settings": {"seed": cfg.seed} | asked | sampling,
+        "filters": {
+            name: {key: value for key, value in node.items() if key != "_partial_"}
+            for name, node in recipe["filters"].items()
+        },
+    }
 
 
 def _write(folder: "Path", generated: "Generated", ledger: dict[str, Any], origin: dict[str, object]) -> None:
-    """Dialogue file, training files, page, ledger, rejects and data card."""
+    """Dialogue file, training files, page, rejects and data card."""
     from sparkles.data.annotations import write_training_files
-    from sparkles.eval.files import write_json, write_text
-    from sparkles.gen.card import write_card
+    from sparkles.eval.files import write_text
+    from sparkles.gen.card import FILE_NAME, write_card
     from sparkles.pages.dialogues import dialogue_page
 
     recipe = generated.recipe
     rejects = (json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in generated.rejects)
     write_text(folder / "rejects.jsonl", "".join(rejects))
-    write_json(folder / "ledger.json", ledger)
     files: list[Path] = []
     if generated.num_kept:
         files = write_training_files(folder / "annotations", recipe.name, generated.dialogues)
@@ -124,11 +172,10 @@ def _write(folder: "Path", generated: "Generated", ledger: dict[str, Any], origi
         "prompts": {"sha256": ledger["prompt_sha256"]},
         "counts": {name: ledger[name] for name in ("wanted", "kept", "calls", "replies")},
         "rejects": ledger["rejected"],
-        "filters": {name: type(check).__name__ for name, check in recipe.filters.items()},
         "cost": {name: ledger[name] for name in ("dollars", "input_tokens", "output_tokens", "unknown_cost")},
         "files": [path.name for path in files],
     }
-    write_card(folder, facts | origin)
+    write_card(folder / FILE_NAME, facts | origin)
 
 
 def _summary(generated: "Generated") -> str:
@@ -143,6 +190,11 @@ def _summary(generated: "Generated") -> str:
 def _check_complete(generated: "Generated", folder: "Path") -> None:
     """Raise IncompleteError, and say what to do, where there is less than was asked for."""
     recipe = generated.recipe
+    if generated.interrupted:
+        raise IncompleteError(
+            f"stopped at {generated.num_kept} of {recipe.num_dialogues} dialogues; {folder / 'ledger.json'} tells the "
+            f"cost so far, {folder / 'journal'} has every reply: the same command goes on there, or collects a batch"
+        )
     if generated.failures:
         last = generated.failures[-1]
         raise IncompleteError(
@@ -168,7 +220,10 @@ def main() -> None:
         del sys.argv[1]
         caption()
         return
-    dispatch("sparkles.gen", COMMANDS, otherwise=make)
+    try:
+        dispatch("sparkles.gen", COMMANDS, otherwise=make)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on without asking anything twice")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""What a language model thinks of dialogues before they are kept: a column of quality and safety beside them."""
+"""What models behind an endpoint think of dialogues before they are kept: columns of quality and safety beside them.
+
+A language model reads captions and dialogue and judges both (`llm_assessor`); a provider's moderation endpoint names
+what in the texts is unfit to be published (`moderator`).
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Protocol
+from typing import Any
 
 import json_repair
 
-from sparkles.llm_client import ChatMessage, Completion, LLMClient, Outcome, Request
+from sparkles.llm_client import ChatMessage, Completion, LLMClient, ModerationRequest, OnOutcome, Request
 from sparkles.prompt_format import image_mention, strip_tags
 from sparkles.types import Dialogue, InputError
 
@@ -27,89 +31,114 @@ SCHEMA = {
 class Assessment:
     """Of one dialogue."""
 
-    quality: float | None
-    """1 to 10; None where there is none."""
+    quality: float | None = None
+    """1 to 10, by a judge."""
     unsafe: str = ""
     """What is unfit for publication, in words; "" if nothing is."""
     reason: str = ""
-    """The assessor's, or why there is no assessment."""
+    """The assessor's."""
+    problem: str = ""
+    """Why there is no assessment; "" if there is."""
+    failed: bool = False
+    """The call has no reply: another run asks again."""
 
 
-class Assessor(Protocol):
-    """Judges dialogues by their texts and captions: a model behind an endpoint, a classifier, people."""
+@dataclass(frozen=True, kw_only=True)
+class Assessor:
+    """How a model is asked about a dialogue, and its reply read."""
 
-    name: str
+    model: str
+    request: Callable[[Dialogue], Request]
+    read: Callable[[str], Assessment]
 
-    def assess(self, dialogues: Sequence[Dialogue]) -> list[Assessment]:
-        """Assess each dialogue, in order."""
-        ...
-
-
-class LLMAssessor:
-    """Asks a model behind an endpoint.
-
-    Args:
-        client: opened by the caller; its journal keeps every reply.
-        prompt_file: text with $images and $dialogue, for which JSON is filled in.
-    """
-
-    def __init__(
-        self, *, model: str, client: LLMClient, prompt_file: Path = PROMPT_FILE, max_tokens: int = 512
-    ) -> None:
-        self.name = model
-        self.max_tokens = max_tokens
-        self._client = client
-        self._prompt = Template(Path(prompt_file).read_text(encoding="utf-8").strip())
-
-    def assess(self, dialogues: Sequence[Dialogue]) -> list[Assessment]:
+    def assess(
+        self, client: LLMClient, dialogues: Sequence[Dialogue], on_outcome: OnOutcome | None = None
+    ) -> list[Assessment]:
+        """Assess each dialogue, in order. The client's journal keeps every reply."""
         return [
-            read_assessment(outcome) for outcome in self._client.complete_all(map(self._request, dialogues))
+            self.read(outcome.text)
+            if isinstance(outcome, Completion)
+            else Assessment(problem=f"{outcome.reason}: {outcome.message}", failed=True)
+            for outcome in client.complete_all(map(self.request, dialogues), on_outcome)
         ]
 
-    def _request(self, dialogue: Dialogue) -> Request:
+
+def llm_assessor(model: str, *, prompt_file: Path = PROMPT_FILE, max_tokens: int = 512) -> Assessor:
+    """A judge of quality and safety.
+
+    Args:
+        prompt_file: text with $images and $dialogue, for which JSON is filled in.
+    """
+    prompt = Template(Path(prompt_file).read_text(encoding="utf-8").strip())
+
+    def request(dialogue: Dialogue) -> Request:
         images = {image_mention(image.image_id): image.caption for image in dialogue.images}
         said = [{message.role: strip_tags(message.content)} for message in dialogue.messages]
-        prompt = self._prompt.substitute(images=_json(images), dialogue=_json(said))
+        text = prompt.substitute(images=_json(images), dialogue=_json(said))
         return Request(
-            model=self.name,
-            messages=(ChatMessage("user", (prompt,)),),
-            max_tokens=self.max_tokens,
-            schema=SCHEMA,
+            model=model, messages=(ChatMessage("user", (text,)),), max_tokens=max_tokens, schema=SCHEMA
         )
 
+    return Assessor(model=model, request=request, read=read_judgement)
 
-def read_assessment(outcome: Outcome) -> Assessment:
-    """The assessment in a reply; without a quality where it cannot be read or the call failed."""
-    if not isinstance(outcome, Completion):
-        return Assessment(quality=None, reason=f"{outcome.reason}: {outcome.message}")
-    loaded = json_repair.loads(outcome.text)
-    reply = loaded if isinstance(loaded, dict) else {}
+
+def moderator(model: str) -> Assessor:
+    """The provider's moderation endpoint, which reads what both sides say."""
+
+    def request(dialogue: Dialogue) -> Request:
+        said = (f"{message.role}: {strip_tags(message.content)}" for message in dialogue.messages)
+        return ModerationRequest.of(model, "\n".join(said))
+
+    return Assessor(model=model, request=request, read=read_moderation)
+
+
+def read_judgement(text: str) -> Assessment:
+    """The assessment in a judge's reply."""
+    loaded = json_repair.loads(text)
+    reply: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {}
     quality = reply.get("quality")
     if not isinstance(quality, int | float) or isinstance(quality, bool) or not LOWEST <= quality <= HIGHEST:
-        return Assessment(
-            quality=None, reason=f"no quality from {LOWEST} to {HIGHEST} in {outcome.text[:200]!r}"
-        )
+        return Assessment(problem=f"no quality from {LOWEST} to {HIGHEST} in {text[:200]!r}")
     return Assessment(
         quality=quality, unsafe=str(reply.get("unsafe") or ""), reason=str(reply.get("reason", ""))
     )
 
 
-class Acceptable:
-    """A `Filter`: wants dialogues that were assessed, are safe, and of enough quality."""
+def read_moderation(text: str) -> Assessment:
+    """The assessment in a result of a moderation endpoint: the categories that it flags, and the highest scores.
 
-    def __init__(self, assessments: Mapping[Dialogue, Assessment], *, min_quality: float) -> None:
-        if not LOWEST <= min_quality <= HIGHEST:
+    >>> read_moderation('{"flagged": true, "categories": {"hate": true}, "category_scores": {"hate": 0.91}}')
+    Assessment(quality=None, unsafe='hate', reason='hate 0.91', problem='', failed=False)
+    """
+    result = json.loads(text)
+    flagged = [name for name, is_flagged in result["categories"].items() if is_flagged]
+    scores = sorted(result["category_scores"].items(), key=lambda item: -item[1])[:3]
+    return Assessment(
+        unsafe=", ".join(flagged) or ("flagged" if result["flagged"] else ""),
+        reason=", ".join(f"{name} {score:.2f}" for name, score in scores),
+    )
+
+
+class Acceptable:
+    """A `Filter`: wants dialogues that were assessed, are safe, and of enough quality where that was judged."""
+
+    def __init__(
+        self, assessments: Mapping[Dialogue, Assessment], *, min_quality: float | None = None
+    ) -> None:
+        if min_quality is not None and not LOWEST <= min_quality <= HIGHEST:
             raise InputError(f"min_quality is {min_quality}, expected {LOWEST} to {HIGHEST}")
         self.min_quality = min_quality
         self._assessments = assessments
 
     def __call__(self, dialogue: Dialogue) -> str:
         found = self._assessments[dialogue]
-        if found.quality is None:
-            return f"not assessed: {found.reason}"
+        if found.problem:
+            return f"not assessed: {found.problem}"
         if found.unsafe:
             return f"unsafe, {found.unsafe}: {found.reason}"
-        return f"quality {found.quality:g}: {found.reason}" if found.quality < self.min_quality else ""
+        if self.min_quality is not None and (found.quality or 0) < self.min_quality:
+            return f"quality {found.quality:g}: {found.reason}"
+        return ""
 
 
 def _json(value: object) -> str:

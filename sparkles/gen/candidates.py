@@ -7,7 +7,7 @@ asked before.
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from sparkles.types import Dialogue, Image, InputError
 
@@ -45,6 +45,7 @@ class Candidates:
         self.images = images
         self.size = size
         self.reuse = reuse
+        self.shuffle = shuffle
         self.seed = seed
         self._order = list(range(len(images)))
         if shuffle:
@@ -54,6 +55,20 @@ class Candidates:
     def num_draws(self) -> int:
         """How many there are; with reuse, as many as one likes."""
         return sys.maxsize if self.reuse else len(self.images) // self.size
+
+    def without(self, image_ids: Container[int | str]) -> "Candidates":
+        """The same, from a pool that lacks some images.
+
+        Raises:
+            InputError: there are not enough others.
+        """
+        rest = [image for image in self.images if image.image_id not in image_ids]
+        if len(rest) < self.size:
+            raise InputError(
+                f"{len(rest)} of {len(self.images)} images may be used, fewer than the {self.size} candidates of "
+                "one call; give a source with more captions"
+            )
+        return Candidates(images=rest, size=self.size, reuse=self.reuse, shuffle=self.shuffle, seed=self.seed)
 
     def draw(self, number: int) -> tuple[Image, ...]:
         """Draw `number`, counted from 0."""

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sparkles.types import InputError
 
 FILE_NAME = "README.md"
+"""Under which hubs of data sets show it."""
 FACTS = (
     "name",
     "description",
@@ -32,10 +33,11 @@ LICENCE = (
 )
 
 
-def write_card(folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Write the card as README.md, which hubs of data sets show, into the folder of the data.
+def write_card(path: Path, facts: Mapping[str, Any]) -> Path:
+    """Write the card, in Markdown, beside the data.
 
     Args:
+        path: `FILE_NAME` in the folder of the data, or where several data sets share one, a name of its own.
         facts: some of `FACTS`. Texts (name, description, licence) are shown as they are; the others are mappings from
             words to numbers or texts, such as `rejects={"no dialogue in the reply": 3}`. `leakage` is the record of a
             `LeakageReport`. A fact may also be a text.
@@ -56,10 +58,9 @@ def write_card(folder: Path, facts: Mapping[str, Any]) -> Path:
         autoescape=False,  # Markdown; `cell` escapes what would end a cell
     )
     environment.filters["cell"] = _cell
-    known = dict.fromkeys(FACTS) | {"name": folder.resolve().name, "licence": LICENCE} | dict(facts)
+    known = dict.fromkeys(FACTS) | {"name": path.resolve().parent.name, "licence": LICENCE} | dict(facts)
     text = environment.get_template("card.md.j2").render(known).rstrip() + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 

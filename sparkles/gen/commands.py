@@ -6,8 +6,9 @@ imports what it needs when it is called, so that --help is answered at once.
 
 import json as json_format
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,12 +20,15 @@ from sparkles.types import InputError
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from sparkles.gen.assess import Assessment
+    from sparkles.gen.assess import Assessment, Assessor
+    from sparkles.gen.filters import Removed
     from sparkles.gen.leakage import EvaluationSet, HasImages, LeakageReport
     from sparkles.gen.recipes import Filter
-    from sparkles.types import Dialogue
+    from sparkles.llm_client import Price
+    from sparkles.types import Dialogue, Image
 
-IMAGE_PATTERNS = ("{image_id}.jpg", "{image_id}.png", "VG_100K/{image_id}.jpg", "VG_100K_2/{image_id}.jpg")
+VG_PATTERNS = ("VG_100K/{image_id}.jpg", "VG_100K_2/{image_id}.jpg")
+"""Where Visual Genome's own folders have a picture."""
 SOURCES: Mapping[str, tuple[str, Literal["vg", "coco", "other"]]] = {
     "llava_detail": ("LLaVA_detail_23k", "coco"),
     "llava_reasoning": ("LLaVA_complex_reasoning_77k", "coco"),
@@ -98,8 +102,13 @@ def filter(
     ids: Ids = "other",
     image_data: str | None = None,
     images: str | None = None,
+    moderation: str | None = None,
     judge: str | None = None,
     min_quality: float = 5,
+    input_price: float | None = None,
+    output_price: float | None = None,
+    budget_usd: float | None = None,
+    concurrency: int = 8,
 ) -> None:
     """Leave out dialogues, and say of each why: out/removed.jsonl, out/leakage.json and a data card.
 
@@ -113,25 +122,32 @@ def filter(
     ids=vg|coco         what the image ids of the dialogues are, to compare them with those sets'
     image_data=FILE     image_data.json of Visual Genome, which knows the COCO id of a picture
     images=FOLDER       of the dialogues' pictures, to compare them by perceptual hash too
-    judge=MODEL         behind OPENAI_BASE_URL, rates quality and safety: out/assessments.jsonl
+    moderation=MODEL    of the provider's moderation endpoint, such as omni-moderation-latest (OpenAI takes nothing for
+                        it); leave out what it flags: out/moderations.jsonl
+    judge=MODEL         rates quality and safety: out/assessments.jsonl
     min_quality=5       of 10, by that judge
+    input_price=2.5     of the judge, in dollars per million tokens; output_price=10
+    budget_usd=5        ask no more before it costs more; needs these prices
+    concurrency=8       calls at a time
+
+    Both are asked at OPENAI_BASE_URL with OPENAI_API_KEY, about what the filters before them let pass, and about
+    nothing twice: the same command goes on where one was stopped.
     """
-    from sparkles.data.annotations import read_dialogues, write_dialogues
-    from sparkles.eval.files import write_json, write_text
+    from sparkles.data.annotations import read_dialogues
     from sparkles.gen.assess import Acceptable
-    from sparkles.gen.card import write_card
     from sparkles.gen.filters import GivesAway, LongAnswers, NearDuplicate, UniquePair, apply
-    from sparkles.prompt_format import strip_tags
 
     folder, name = Path(out), Path(path).name
     if folder.resolve() == Path(path).resolve().parent:
         raise InputError(f"out={out} is where {name} lies, which would be overwritten; give another folder")
+    assessors = list(_assessors(moderation, judge, input_price, output_price))
     dialogues = read_dialogues(path)
     filters: dict[str, Filter] = {}
-    report = None
-    if evaluation is not None:
-        report = _look_for_leaks(dialogues, ids, Path(evaluation), image_data, images)
-        filters["leakage"] = report.objection
+    leaks = look_for_leaks(
+        images_of(dialogues), evaluation=evaluation, ids=ids, image_data=image_data, images=images
+    )
+    if leaks is not None:
+        filters["leakage"] = leaks.objection
     if min_words:
         filters["long_answers"] = LongAnswers(min_words=min_words)
     if gives_away:
@@ -142,44 +158,67 @@ def filter(
         filters["near_duplicate"] = NearDuplicate(threshold=rouge)
     with _status("filtering"):
         kept, removed = apply(filters, dialogues)
-    if judge is not None:  # is asked about those alone that the others let pass
+    failures: list[str] = []
+    ask = partial(_assess, folder=folder, budget_usd=budget_usd, concurrency=concurrency)
+    for column, assessor, prices in assessors:  # asked about those alone that the others let pass
+        found = ask(column, assessor, kept, prices=prices)
+        failures += [one.problem for one in found.values() if one.failed]
+        filters[column] = Acceptable(found, min_quality=min_quality if column == "judge" else None)
         gone = {one.index for one in removed}
         places = [index for index in range(len(dialogues)) if index not in gone]
-        filters["judge"] = Acceptable(_assess(judge, kept, folder), min_quality=min_quality)
-        kept, refused = apply({"judge": filters["judge"]}, kept)
+        kept, refused = apply({column: filters[column]}, kept)
         removed += [replace(one, index=places[one.index]) for one in refused]
-    counts = Counter(one.filter for one in removed)
+    _write_filtered(folder, path, kept, removed, filters, leaks)
+    if failures:
+        raise InputError(
+            f"{len(failures)} calls have no reply ({failures[-1]}); their dialogues are left out as not assessed, "
+            "and the same command asks about these alone"
+        )
 
+
+def _write_filtered(
+    folder: Path,
+    path: str,
+    kept: "Sequence[Dialogue]",
+    removed: "Sequence[Removed]",
+    filters: "Mapping[str, Filter]",
+    leaks: "LeakageReport | None",
+) -> None:
+    """The rest of the dialogues, what was removed and why, and the data card; print the counts."""
+    from sparkles.data.annotations import write_dialogues
+    from sparkles.eval.files import write_json
+    from sparkles.gen.card import FILE_NAME, write_card
+    from sparkles.prompt_format import strip_tags
+
+    name, counts = Path(path).name, Counter(one.filter for one in removed)
     folder.mkdir(parents=True, exist_ok=True)
     write_dialogues(folder / name, kept)
-    lines = (
-        {
-            "record": one.index,
-            "filter": one.filter,
-            "reason": one.reason,
-            "question": strip_tags(one.dialogue.messages[0].content),
-        }
-        for one in removed
-    )
-    write_text(
+    _write_lines(
         folder / "removed.jsonl",
-        "".join(json_format.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+        (
+            {
+                "record": one.index,
+                "filter": one.filter,
+                "reason": one.reason,
+                "question": strip_tags(one.dialogue.messages[0].content),
+            }
+            for one in removed
+        ),
     )
-    write_card(
-        folder,
-        {
-            "name": folder.resolve().name,
-            "source": {"file": name, "dialogues": len(dialogues)},
-            "counts": {"dialogues": len(kept), "removed by filters": len(removed)},
-            "filters": {name: f"{counts[name]} removed" for name in filters},
-            **({} if report is None else {"leakage": report.record()}),
-        },
-    )
-    if report is not None:
-        write_json(folder / "leakage.json", report.record())
-    table = Table(title=f"{len(kept):,} of {len(dialogues):,} dialogues kept", show_header=False)
-    for name in filters:
-        table.add_row(name, f"{counts[name]:,} removed")
+    facts: dict[str, Any] = {
+        "name": folder.resolve().name,
+        "source": {"file": name, "dialogues": len(kept) + len(removed)},
+        "counts": {"dialogues": len(kept), "removed by filters": len(removed)},
+        "filters": {one: f"{counts[one]} removed" for one in filters},
+    }
+    if leaks is not None:
+        facts["leakage"] = leaks.record()
+        write_json(folder / "leakage.json", facts["leakage"])
+    write_card(folder / FILE_NAME, facts)
+    title = f"{len(kept):,} of {len(kept) + len(removed):,} dialogues kept"
+    table = Table(title=title, show_header=False)
+    for one in filters:
+        table.add_row(one, f"{counts[one]:,} removed")
     Console().print(table)
     print(f"{folder}: what was removed and why is in removed.jsonl")
 
@@ -199,7 +238,7 @@ def convert(
     source=llava_detail  detail_23k.json of LLaVA; llava_reasoning: its complex_reasoning_77k.json; svit:
                          detail_description.json of SVIT; cc_sbu_align: filter_cap.json of MiniGPT-4
     path=FILE            as published
-    out=FILE             the training file
+    out=FILE             the training file; its data card lies beside it under the same name with the ending .md
     evaluation=FOLDER    with BISON, NLVR2 and SparklesEval as the original has them; leave out their pictures
     image_data=FILE      image_data.json of Visual Genome, which knows the COCO id of a picture
     images=FOLDER        of the pictures, to compare them by perceptual hash too
@@ -211,6 +250,8 @@ def convert(
 
     from sparkles.config import CONFIG_DIR
     from sparkles.data.annotations import AnnotationError, read_file, report, write_samples
+    from sparkles.eval.files import file_hash
+    from sparkles.gen.card import write_card
 
     name, ids = SOURCES[source]
     subset: Any = OmegaConf.load(CONFIG_DIR / "data" / "subset" / f"{name}.yaml")
@@ -222,16 +263,40 @@ def convert(
             raise AnnotationError(f"{report([reading])}\nskip_bad=true leaves out such records")
         print(report([reading]))
     samples = reading.values
-    found = {}
-    if evaluation is not None:
-        leaks = _look_for_leaks(samples, ids, Path(evaluation), image_data, images)
-        samples, found = [sample for sample in samples if not leaks.objection(sample)], leaks.record()
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_samples(out, samples)
+    leaks = look_for_leaks(
+        images_of(samples), evaluation=evaluation, ids=ids, image_data=image_data, images=images
+    )
+    if leaks is not None:
+        samples = [sample for sample in samples if not leaks.objection(sample)]
+    found = {} if leaks is None else leaks.record()
+    target, num_leaks = Path(out), len(reading.values) - len(samples)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_samples(target, samples)
+    card = write_card(
+        target.with_suffix(".md"),
+        {
+            "name": target.stem,
+            "description": f"{name} as a training file: single images, to train baselines on.",
+            "source": {"file": Path(path).name, "sha256": file_hash(Path(path))},
+            "model": "The questions and answers are the source's own.",
+            "prompts": {},
+            "settings": {"reader": type(reader).__name__, "seed": reader.seed},
+            "counts": {"records": reading.num_records, "samples": len(samples)},
+            "rejects": {"records that could not be read": len(reading.problems)},
+            "filters": {} if leaks is None else {"leakage": f"{num_leaks} samples removed"},
+            "cost": {},
+            "leakage": found or None,
+            "files": [target.name],
+        },
+    )
+    leaked = (
+        "pictures of evaluation sets were not looked for (evaluation=FOLDER)"
+        if leaks is None
+        else f"{num_leaks:,} samples show pictures of evaluation sets"
+    )
     print(
         f"{out}: {len(samples):,} samples of {reading.num_records:,} records; {len(reading.problems):,} records could "
-        f"not be read, {len(reading.values) - len(samples):,} samples show pictures of evaluation sets"
-        f"{'' if evaluation else ', which were not looked for (evaluation=FOLDER)'}"
+        f"not be read, {leaked}; data card: {card.name}"
     )
     if json:
         _print_json(found, json)
@@ -258,51 +323,110 @@ def pairs(path: str, verbs: Verbs = "auto") -> None:
 COMMANDS = (stats, filter, convert, pairs)
 
 
-def _assess(model: str, dialogues: "Sequence[Dialogue]", folder: Path) -> "dict[Dialogue, Assessment]":
-    """What a judge says of each dialogue; its replies are in judge.jsonl, so that none is asked for twice."""
-    from sparkles.eval.files import write_text
-    from sparkles.gen.assess import LLMAssessor
+def _assessors(
+    moderation: str | None, judge: str | None, input_price: float | None, output_price: float | None
+) -> "Iterator[tuple[str, Assessor, dict[str, Price]]]":
+    """Name, assessor and prices of each that is wanted; the cheaper first."""
+    from sparkles.gen.assess import llm_assessor, moderator
+    from sparkles.llm_client import Price
+
+    if moderation:
+        yield "moderation", moderator(moderation), {moderation: Price(input=0, output=0)}
+    if judge:
+        prices = {}
+        if input_price is not None and output_price is not None:
+            prices[judge] = Price(input=input_price, output=output_price)
+        elif input_price != output_price:
+            raise InputError("input_price and output_price: give both, in dollars per million tokens")
+        yield "judge", llm_assessor(judge), prices
+
+
+COLUMNS = {"moderation": "moderations.jsonl", "judge": "assessments.jsonl"}
+"""Where what an assessor says of each dialogue is written, by the name of its filter."""
+
+
+def _assess(
+    name: str,
+    assessor: "Assessor",
+    dialogues: "Sequence[Dialogue]",
+    *,
+    folder: Path,
+    prices: "Mapping[str, Price]",
+    budget_usd: float | None,
+    concurrency: int,
+) -> "dict[Dialogue, Assessment]":
+    """What a model says of each dialogue, and its column.
+
+    Replies are in the journal `name`.jsonl, so that none is asked for twice; the journals of a folder share the budget.
+    """
+    from rich.progress import Progress
+
     from sparkles.journal import Journal
     from sparkles.llm_client import LLMClient
 
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        _status(f"asking {model}"),
-        Journal(folder / "judge.jsonl") as journal,
-        LLMClient(journal=journal) as client,
+        Progress(console=Console(stderr=True)) as bar,
+        Journal(folder / f"{name}.jsonl") as journal,
+        LLMClient(journal=journal, prices=prices, budget_usd=budget_usd, concurrency=concurrency) as client,
     ):
-        assessments = dict(
-            zip(dialogues, LLMAssessor(model=model, client=client).assess(dialogues), strict=True)
-        )
-        print(client.ledger.summary())
-    lines = (
-        json_format.dumps({"question": one.messages[0].content} | asdict(found), ensure_ascii=False)
-        for one, found in assessments.items()
-    )
-    write_text(folder / "assessments.jsonl", "".join(line + "\n" for line in lines))
+        task = bar.add_task(f"asking {assessor.model}", total=len(dialogues))
+        found = assessor.assess(client, dialogues, lambda index, outcome: bar.advance(task))
+        print(f"{assessor.model}: {client.ledger.summary()}")
+    assessments = dict(zip(dialogues, found, strict=True))
+    column = ({"question": one.messages[0].content} | asdict(said) for one, said in assessments.items())
+    _write_lines(folder / COLUMNS[name], column)
     return assessments
 
 
-def _look_for_leaks(
-    records: "Sequence[HasImages]", ids: Ids, evaluation: Path, image_data: str | None, images: str | None
-) -> "LeakageReport":
-    """Compare with the evaluation sets, by hash too where the folder of the records' images is given."""
-    from sparkles.data.images import ImageFolder, MissingImageError
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    from sparkles.eval.files import write_text
+
+    write_text(path, "".join(json_format.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def images_of(records: "Iterable[HasImages]") -> "Iterator[Image]":
+    return (image for record in records for image in record.images)
+
+
+def look_for_leaks(
+    shown: "Iterable[Image]",
+    *,
+    evaluation: str | Path | None,
+    ids: Ids = "other",
+    image_data: str | Path | None = None,
+    images: str | Path | None = None,
+) -> "LeakageReport | None":
+    """Compare pictures with the evaluation sets; None where no folder of these is given.
+
+    Args:
+        evaluation: has a folder for each of BISON, NLVR2 and SparklesEval, or for some of them.
+        ids: whose ids the images have.
+        image_data: `image_data.json` of Visual Genome.
+        images: where files are looked for of images that name none. Those with a file are compared by hash too.
+
+    Raises:
+        InputError: none of the sets is in the folder, or a file is not what it should be.
+    """
+    from sparkles.data.images import IMAGE_PATTERNS, ImageFolder, MissingImageError
     from sparkles.gen.leakage import Leakage, read_coco_ids
 
-    folder = ImageFolder(Path(images or "."), IMAGE_PATTERNS)
+    if evaluation is None:
+        return None
+    folder = None if images is None else ImageFolder(Path(images), (*IMAGE_PATTERNS, *VG_PATTERNS))
 
-    def find_file(image_id: int | str) -> Path | None:
+    def find_file(image: "Image") -> Path | None:
+        if image.path is not None or folder is None:
+            return image.path
         try:
-            return folder.find(image_id) if images is not None else None
+            return folder.find(image.image_id)
         except MissingImageError:
             return None
 
-    with _status("looking for pictures of the evaluation sets"):
-        return Leakage(
-            evaluation_sets=_evaluation_sets(evaluation),
-            coco_ids=read_coco_ids(Path(image_data)) if image_data is not None else {},
-        ).look(records, ids, find_file)
+    return Leakage(
+        evaluation_sets=_evaluation_sets(Path(evaluation)),
+        coco_ids=read_coco_ids(Path(image_data)) if image_data is not None else {},
+    ).look(shown, ids, find_file)
 
 
 def _evaluation_sets(folder: Path) -> "list[EvaluationSet]":
@@ -337,7 +461,15 @@ def _evaluation_sets(folder: Path) -> "list[EvaluationSet]":
         if (folder / name).is_dir()
     ]
     if not sets:
-        raise InputError(f"evaluation={folder}: no folder {', '.join(name for name, _, _ in kinds)} in it")
+        names = ", ".join(name for name, _, _ in kinds)
+        raise InputError(
+            f"evaluation={folder}: "
+            + (
+                f"no folder {names} in it"
+                if folder.is_dir()
+                else f"no such folder; expected one with {names}"
+            )
+        )
     return sets
 
 

@@ -7,14 +7,17 @@ hashes can find them.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import PIL.Image
+from rich.console import Console
+from rich.progress import track
 
 from sparkles.gen.extras import needs
 from sparkles.types import Image, InputError
@@ -23,6 +26,8 @@ Collection = Literal["vg", "coco", "other"]
 """Where ids are from; those of "other" are compared with no evaluation set, only hashes are."""
 MAX_DISTANCE = 6
 """Of the 64 bits of a hash; see tests/gen/test_leakage.py for how far copies and other pictures are apart."""
+_track = partial(track, console=Console(stderr=True))
+"""With a bar, as hashing takes some milliseconds a picture."""
 
 
 class HasImages(Protocol):
@@ -62,6 +67,11 @@ class LeakageReport:
             for name, why in self.found.get(image.image_id, {}).items()
         )
 
+    def __str__(self) -> str:
+        by_set = Counter(name for why in self.found.values() for name in why)
+        compared = "; ".join(f"{name}: {by_set[name]}, {how}" for name, how in self.compared.items())
+        return f"{len(self.found):,} of {self.num_images:,} pictures are in evaluation sets ({compared})"
+
     def record(self) -> dict[str, Any]:
         """As JSON has it, for files and data cards."""
         return {
@@ -90,25 +100,31 @@ class Leakage:
 
     def look(
         self,
-        records: Iterable[HasImages],
+        images: Iterable[Image],
         collection: Collection = "other",
-        find_file: Callable[[int | str], Path | None] = lambda image_id: None,
+        find_file: Callable[[Image], Path | None] = lambda image: image.path,
     ) -> LeakageReport:
-        """Compare every picture of training data.
+        """Compare every picture of training data, or of what is to become some.
 
         Args:
-            collection: whose ids the records use.
-            find_file: the picture of an id, if it is at hand.
+            collection: whose ids the images have.
+            find_file: the picture of an image, if it is at hand.
 
         Raises:
-            InputError: a file is no picture.
+            InputError: a file is no picture, or there is no such collection.
         """
+        if collection not in get_args(Collection):
+            raise InputError(f"ids={collection}; expected one of {', '.join(get_args(Collection))}")
         by_id = self._by_id()
-        image_ids = list(dict.fromkeys(image.image_id for record in records for image in record.images))
-        files = {image_id: path for image_id in image_ids if (path := find_file(image_id)) is not None}
+        by_image_id = {image.image_id: image for image in images}
+        files = {
+            image_id: path
+            for image_id, image in by_image_id.items()
+            if (path := find_file(image)) is not None
+        }
         hashes = self._hashes() if files else None
         found: dict[int | str, dict[str, str]] = {}
-        for image_id in image_ids:
+        for image_id in _track(list(by_image_id), "comparing pictures", disable=not files):
             reasons = {
                 name: reason
                 for key in self._keys(image_id, collection)
@@ -119,7 +135,7 @@ class Leakage:
             if reasons:
                 found[image_id] = reasons
         return LeakageReport(
-            num_images=len(image_ids),
+            num_images=len(by_image_id),
             num_hashed=len(files),
             compared={one.name: self._how(one, collection, bool(files)) for one in self.evaluation_sets},
             found=found,
@@ -145,7 +161,7 @@ class Leakage:
 
     def _hashes(self) -> "_Hashes":
         paths = [(one.name, path) for one in self.evaluation_sets for path in one.files]
-        bits = [perceptual_hash(path) for _, path in paths]
+        bits = [perceptual_hash(path) for _, path in _track(paths, "reading pictures of evaluation sets")]
         return _Hashes(bits=np.array(bits, dtype=np.uint64), paths=paths)
 
     def _how(self, one: EvaluationSet, collection: Collection, hashed: bool) -> str:

@@ -46,12 +46,14 @@ class Generated:
     kept: list[list[Dialogue]]
     """By kind of reply."""
     asked: list[int]
-    """Calls, by kind of reply."""
+    """Calls of which it is known what came, by kind of reply."""
     rejects: list[Reject] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     """Calls without a reply: another run asks them again."""
     models: Counter[str] = field(default_factory=Counter)
     """Replies by the model that signed them, with its version."""
+    interrupted: bool = False
+    """Ctrl-C ended it. The journal may have more replies than were taken."""
 
     @property
     def dialogues(self) -> list[Dialogue]:
@@ -76,6 +78,7 @@ class Generated:
         return {
             "wanted": self.recipe.num_dialogues,
             "kept": self.num_kept,
+            "interrupted": self.interrupted,
             "calls": sum(self.asked),
             "replies": self.models.total(),
             "rejected": dict(self.reasons.most_common()),
@@ -92,7 +95,8 @@ def first_round(recipe: Recipe) -> list[Call]:
 def generate(recipe: Recipe, writer: Writer, *, progress: bool = True) -> Generated:
     """Ask until there are as many dialogues as wanted, or calls or candidates are used up.
 
-    It also ends after the first round if that keeps nothing, and after any in which a call fails.
+    It also ends after the first round if that keeps nothing, after any in which a call fails, and at Ctrl-C, which is
+    noted.
     """
     generated = Generated(recipe=recipe, **_nothing(recipe))
     columns = (
@@ -104,11 +108,14 @@ def generate(recipe: Recipe, writer: Writer, *, progress: bool = True) -> Genera
     )
     with Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("calls", total=None, state="")
-        while calls := _next_round(generated):
-            bar.update(task, total=sum(generated.asked) + len(calls))
-            _ask(generated, writer, calls, on_taken=lambda: _show(bar, task, generated, writer))
-            if generated.failures or not generated.num_kept:
-                break
+        try:
+            while calls := _next_round(generated):
+                bar.update(task, total=sum(generated.asked) + len(calls))
+                _ask(generated, writer, calls, on_taken=lambda: _show(bar, task, generated, writer))
+                if generated.failures or not generated.num_kept:
+                    break
+        except KeyboardInterrupt:
+            generated.interrupted = True
     return generated
 
 
@@ -141,13 +148,12 @@ def _ask(generated: Generated, writer: Writer, calls: Sequence[Call], on_taken: 
             taken += 1
             on_taken()
 
-    for call in calls:
-        generated.asked[call.kind] += 1
     writer.write(map(generated.recipe.assignment, calls), take)
 
 
 def _take(generated: Generated, call: Call, outcome: Outcome) -> None:
     """Keep or reject what a reply holds."""
+    generated.asked[call.kind] += 1
     recipe = generated.recipe
     assignment = recipe.assignment(call)
     kept = generated.kept[call.kind]

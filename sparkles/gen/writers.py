@@ -1,6 +1,6 @@
 """Who writes dialogues: a model behind an endpoint, call by call or by the provider's batches; or a stand-in."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +9,8 @@ from typing import Literal, Protocol
 from sparkles.gen.prompting import SCHEMA, DialoguePrompt
 from sparkles.gen.recipes import Assignment
 from sparkles.journal import Journal
-from sparkles.llm_client import ChatMessage, Ledger, LLMClient, Outcome, Request
+from sparkles.llm_client import ChatMessage, Ledger, LLMClient, OnOutcome, Request
 from sparkles.llm_client.batch import BatchClient
-
-OnOutcome = Callable[[int, Outcome], None]
-"""Told of each assignment, by its index, what came of it."""
 
 
 class Writer(Protocol):
@@ -48,6 +45,7 @@ class EndpointWriter:
         prompt_file: see `sparkles.gen.prompting`; None: our own.
         mode: `batch` hands the calls over to the provider's batch API, which takes hours and commonly half the price.
         poll_seconds: between two looks at a batch.
+        batches: ids of batches to collect first, made by a run whose folder is gone.
         system: the paper's.
         temperature: the paper's; None leaves it to the endpoint, as some models require.
         structured: hold replies to a JSON schema, where the endpoint can.
@@ -62,6 +60,7 @@ class EndpointWriter:
         prompt_file: Path | None = None,
         mode: Literal["calls", "batch"] = "calls",
         poll_seconds: float = 60.0,
+        batches: Sequence[str] = (),
         system: str = "You are a helpful assistant.",
         max_tokens: int = 2048,
         temperature: float | None = 1.0,
@@ -73,6 +72,7 @@ class EndpointWriter:
         self.prompt_hash = self.prompt.hash
         self.mode = mode
         self.poll_seconds = poll_seconds
+        self.batches = batches
         self.system = system
         self.max_tokens = max_tokens
         self.temperature = temperature
@@ -98,8 +98,9 @@ class EndpointWriter:
             self._client.complete_all(requests, on_outcome)
         else:
             jobs = self._journal.with_name("batches.jsonl")
-            batches = BatchClient(self._client, jobs=jobs, poll_seconds=self.poll_seconds)
-            batches.complete_all(requests, on_outcome)
+            BatchClient(
+                self._client, jobs=jobs, poll_seconds=self.poll_seconds, made_before=self.batches
+            ).complete_all(requests, on_outcome)
 
     def estimate(self, assignments: Iterable[Assignment]) -> str:
         requests = map(self._request, assignments)

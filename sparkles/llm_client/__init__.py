@@ -4,10 +4,10 @@
 `replies` reads what endpoints send.
 """
 
-from sparkles.llm_client.client import LLMClient
+from sparkles.llm_client.client import LLMClient, OnOutcome
 from sparkles.llm_client.costs import BudgetError, Estimate, Ledger, Price
 from sparkles.llm_client.outcomes import Completion, Failure, FailureReason, Outcome, Usage
-from sparkles.llm_client.requests import ChatMessage, Request, RequestError, chat_messages
+from sparkles.llm_client.requests import ChatMessage, ModerationRequest, Request, RequestError, chat_messages
 
 __all__ = [
     "BudgetError",
@@ -18,6 +18,8 @@ __all__ = [
     "FailureReason",
     "LLMClient",
     "Ledger",
+    "ModerationRequest",
+    "OnOutcome",
     "Outcome",
     "Price",
     "Request",

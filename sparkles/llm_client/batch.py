@@ -2,14 +2,16 @@
 
 A batch is made once, whenever the program dies: it is noted before it is asked for, its name goes with it, and a run
 that finds a note without an id looks for the name among the provider's batches. Replies go into the client's journal.
+Where the notes are lost, the ids that the provider lists do as well: a call carries the key of its request.
 """
 
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -17,9 +19,11 @@ from uuid import uuid4
 
 import openai
 from openai.types import Batch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from sparkles.journal import Journal
-from sparkles.llm_client.client import ClientError, LLMClient, OnOutcome
+from sparkles.llm_client.client import ClientError, LLMClient, OnOutcome, quiet_transport
 from sparkles.llm_client.outcomes import Completion, Failure, Outcome
 from sparkles.llm_client.replies import CallError, read_error, read_reply
 from sparkles.llm_client.requests import Request
@@ -43,15 +47,19 @@ class BatchClient:
         client: has a journal.
         jobs: file that notes the batches; a run that was interrupted collects theirs first.
         poll_seconds: between two looks at a batch.
+        made_before: ids of batches that `jobs` does not know, to be collected first.
     """
 
-    def __init__(self, client: LLMClient, *, jobs: Path, poll_seconds: float = 60.0) -> None:
+    def __init__(
+        self, client: LLMClient, *, jobs: Path, poll_seconds: float = 60.0, made_before: Sequence[str] = ()
+    ) -> None:
         if client.journal is None:
             raise ClientError("batches need a journal, where their replies are collected")
         self.client = client
         self.replies = client.journal
         self.jobs = Path(jobs)
         self.poll_seconds = poll_seconds
+        self.made_before = tuple(made_before)
 
     def complete_all(self, requests: Iterable[Request], on_outcome: OnOutcome | None = None) -> list[Outcome]:
         """The outcome of each request, in order: the journal's, or a batch's.
@@ -63,6 +71,9 @@ class BatchClient:
         requests = list(requests)
         failures: dict[str, Failure] = {}
         with Journal(self.jobs) as jobs, self._endpoint() as endpoint:
+            known = {job.get("batch") for job in jobs.values()}
+            for batch in [batch for batch in self.made_before if batch not in known]:
+                jobs.put(batch, _job(requests) | {"state": "made", "batch": batch})
             for name in [name for name, job in jobs.items() if job["state"] != "collected"]:
                 failures |= self._collect(endpoint, jobs, name)
             waiting = self._affordable({request.key: request for request in requests}, failures)
@@ -98,14 +109,7 @@ class BatchClient:
 
     def _submit(self, endpoint: openai.OpenAI, jobs: Journal, requests: Mapping[str, Request]) -> str:
         """Hand calls over; the batch's name."""
-        models = {request.model for request in requests.values()}
-        if len(models) > 1:
-            raise ClientError(
-                f"a batch is of one model, got {', '.join(sorted(models))}; ask for each by itself"
-            )
-        structured = any(request.schema is not None for request in requests.values())
-        name = uuid4().hex
-        job = {"state": "noted", "model": models.pop(), "structured": structured}
+        job, name = _job(requests.values()), uuid4().hex
         lines = (
             json.dumps(
                 {
@@ -156,12 +160,32 @@ class BatchClient:
         )
 
     def _wait(self, endpoint: openai.OpenAI, batch: Batch) -> Batch:
-        while batch.status not in _ENDED:
-            time.sleep(self.poll_seconds)
-            batch = endpoint.batches.retrieve(batch.id)
-            if counts := batch.request_counts:
-                logger.info("batch %s %s: %d of %d", batch.id, batch.status, counts.completed, counts.total)
-        return batch
+        """Look at the batch until it has ended, and show how far it is."""
+        columns = (
+            TextColumn("batch {task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            _Age(),
+        )
+        said = ""
+        try:
+            with Progress(*columns) as bar:
+                task = bar.add_task(batch.id, total=None, state=batch.status, since=batch.created_at)
+                while True:
+                    num_done, num_failed, total = _counts(batch)
+                    state = f"{batch.status}, {num_done} done, {num_failed} failed"
+                    bar.update(task, completed=num_done + num_failed, total=total, state=state)
+                    if state != said and not bar.console.is_terminal:  # where no bar is drawn
+                        logger.info("batch %s: %s of %s", batch.id, state, total or "?")
+                        said = state
+                    if batch.status in _ENDED:
+                        return batch
+                    time.sleep(self.poll_seconds)
+                    batch = endpoint.batches.retrieve(batch.id)
+        except KeyboardInterrupt:
+            logger.warning("batch %s goes on at the provider; the same command collects it", batch.id)
+            raise
 
     def _take(self, line: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Failure]:
         """Journal one reply, or say why there is none."""
@@ -195,6 +219,7 @@ class BatchClient:
         key = os.environ.get(self.client.key_variable)
         if not key and self.client.base_url is None:
             raise ClientError(f"no key: set the environment variable {self.client.key_variable}")
+        quiet_transport()
         try:
             with openai.OpenAI(
                 api_key=key or "none",
@@ -209,3 +234,30 @@ class BatchClient:
                 f"batches: {read.reason}: {read.message}; the same command goes on from here. "
                 "If the endpoint has no batch API, use mode=calls"
             ) from error
+
+
+class _Age(ProgressColumn):
+    """How long ago the provider was given the batch, by this run or by one before."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(timedelta(seconds=max(0, int(time.time() - task.fields["since"])))))
+
+
+def _counts(batch: Batch) -> tuple[int, int, int | None]:
+    """Calls that were answered, that failed, and all, as far as the provider tells."""
+    counts = batch.request_counts
+    return (counts.completed, counts.failed, counts.total or None) if counts else (0, 0, None)
+
+
+def _job(requests: Iterable[Request]) -> dict[str, Any]:
+    """What is noted of a batch before it is made.
+
+    Raises:
+        ClientError: it asks several models.
+    """
+    requests = list(requests)
+    models = {request.model for request in requests}
+    if len(models) > 1:
+        raise ClientError(f"a batch is of one model, got {', '.join(sorted(models))}; ask for each by itself")
+    structured = any(request.schema is not None for request in requests)
+    return {"state": "noted", "model": models.pop(), "structured": structured}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, islice
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import openai
@@ -34,8 +34,8 @@ from sparkles.llm_client.costs import (
     rate_tokens,
 )
 from sparkles.llm_client.outcomes import Completion, Failure, Outcome, usage_of
-from sparkles.llm_client.replies import CallError, read_error, read_reply, refuses
-from sparkles.llm_client.requests import Request, RequestError
+from sparkles.llm_client.replies import CallError, read_error, read_moderation, read_reply, refuses
+from sparkles.llm_client.requests import ModerationRequest, Request, RequestError
 from sparkles.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -267,8 +267,7 @@ class LLMClient:
                 f"no key: set the environment variable {self.key_variable}, "
                 "or OPENAI_BASE_URL to the address of a server that needs none"
             )
-        # Otherwise a line for each call, in every program that logs at level INFO.
-        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        quiet_transport()
         return openai.AsyncOpenAI(
             api_key=key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=0
         )
@@ -346,7 +345,8 @@ class LLMClient:
                 body, structured = await self._post(request)
         except (openai.OpenAIError, RequestError, TimeoutError) as error:
             raise read_error(error) from error
-        return read_reply(
+        read = read_moderation if isinstance(request, ModerationRequest) else read_reply
+        return read(
             self._blot(body),
             asked_model=request.model,
             aliases=self.aliases,
@@ -365,7 +365,7 @@ class LLMClient:
             structured = dialect.structured and request.schema is not None
             payload = request.payload(limit_name=dialect.limit_name, structured=structured)
             try:
-                raw = await self._endpoint.chat.completions.with_raw_response.create(**payload)
+                raw = await self._resource(request).with_raw_response.create(**payload)
             except openai.APIStatusError as error:
                 if structured and refuses(error, "response_format", "json_schema"):
                     learnt = replace(dialect, structured=False)
@@ -377,6 +377,11 @@ class LLMClient:
                 self._dialects[request.model] = learnt
             else:
                 return raw.http_response.text, structured
+
+    def _resource(self, request: Request) -> Any:
+        """Where a request goes."""
+        moderation = isinstance(request, ModerationRequest)
+        return self._endpoint.moderations if moderation else self._endpoint.chat.completions
 
     def _is_worth_another(self, error: BaseException) -> bool:
         return (
@@ -427,6 +432,11 @@ class LLMClient:
         """The text without the key, should the endpoint repeat it."""
         key = os.environ.get(self.key_variable, "")
         return text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text
+
+
+def quiet_transport() -> None:
+    """Without this there is a line for each call, in every program that logs at level INFO."""
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 def _error_of(state: RetryCallState) -> CallError:

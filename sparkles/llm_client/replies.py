@@ -61,12 +61,51 @@ def read_reply(
             structured=structured,
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise CallError(
-            "malformed",
-            f"not a chat completion ({type(error).__name__}: {error}): {_short(body)!r}",
-            retry=True,
-            charged=True,
-        ) from error
+        raise _malformed("chat completion", error, body) from error
+    _check_model(reply, asked_model, aliases)
+    if reply.finish_reason == "empty":
+        raise CallError("malformed", "an empty reply", retry=True, reply=reply)
+    return reply
+
+
+def read_moderation(
+    body: str, *, asked_model: str, aliases: Collection[str], structured: bool, seconds: float, tries: int
+) -> Completion:
+    """The result of a moderation, as JSON: `{"flagged", "categories": {name: bool}, "category_scores"}`.
+
+    It counts no tokens unless the endpoint does.
+
+    Raises:
+        CallError: malformed, or another model's.
+    """
+    try:
+        fields = json.loads(body)
+        (result,) = fields["results"]
+        reply = Completion(
+            text=json.dumps({name: result[name] for name in ("flagged", "categories", "category_scores")}),
+            finish_reason="stop",
+            usage=_usage(fields.get("usage")) or Usage(input_tokens=0, output_tokens=0),
+            model=str(fields.get("model") or ""),
+            seconds=seconds,
+            tries=tries,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _malformed("moderation", error, body) from error
+    _check_model(reply, asked_model, aliases)
+    return reply
+
+
+def _malformed(expected: str, error: Exception, body: str) -> CallError:
+    return CallError(
+        "malformed",
+        f"not a {expected} ({type(error).__name__}: {error}): {_short(body)!r}",
+        retry=True,
+        charged=True,
+    )
+
+
+def _check_model(reply: Completion, asked_model: str, aliases: Collection[str]) -> None:
+    """Raise CallError where another model has answered."""
     if reply.model and not _answers_for(reply.model, asked_model, aliases):
         raise CallError(
             "wrong_model",
@@ -74,9 +113,6 @@ def read_reply(
             retry=True,
             reply=reply,
         )
-    if reply.finish_reason == "empty":
-        raise CallError("malformed", "an empty reply", retry=True, reply=reply)
-    return reply
 
 
 def read_error(error: Exception) -> CallError:

@@ -108,6 +108,20 @@ class Request:
         return given if self.seed is None else given | {"seed": self.seed}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModerationRequest(Request):
+    """Asks a provider's classifier what in a text is unfit to be published (OpenAI's `/moderations`)."""
+
+    @classmethod
+    def of(cls, model: str, text: str) -> "ModerationRequest":
+        return cls(model=model, messages=(ChatMessage("user", (text,)),), max_tokens=0, temperature=None)
+
+    def payload(self, *, limit_name: str = "", structured: bool = False) -> dict[str, Any]:
+        """The body of the call, as `moderations.create` takes it."""
+        (message,) = self.messages
+        return {"model": self.model, "input": "".join(map(str, message.content))}
+
+
 def chat_messages(
     messages: Sequence[Message], *, system: str = "", captions: bool = False
 ) -> tuple[ChatMessage, ...]:

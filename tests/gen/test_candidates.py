@@ -31,6 +31,25 @@ def test_unshuffled_candidates_follow_one_another() -> None:
     assert [image.image_id for image in candidates.draw(1)] == [104, 105, 106, 107]
 
 
+@pytest.mark.parametrize("settings", [{}, {"reuse": True}, {"shuffle": False}])
+def test_images_that_are_left_out_are_never_drawn(settings: dict[str, bool]) -> None:
+    candidates = Candidates(images=captioned(24), size=4, seed=3, **settings).without({103, 110, 117})
+    drawn = {image.image_id for number in range(5) for image in candidates.draw(number)}
+    assert len(candidates.images) == 21
+    assert not drawn & {103, 110, 117}
+    assert (candidates.reuse, candidates.shuffle) == (
+        settings.get("reuse", False),
+        settings.get("shuffle", True),
+    )
+
+
+def test_too_few_images_left_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="3 of 4 images may be used, fewer than the 4 candidates of one call"
+    ):
+        Candidates(images=captioned(4), size=4).without({100})
+
+
 def test_with_reuse_a_draw_has_different_images_and_draws_share_some() -> None:
     candidates = Candidates(images=captioned(12), size=9, reuse=True)
     draws = [{image.image_id for image in candidates.draw(number)} for number in range(5)]

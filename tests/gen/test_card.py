@@ -22,7 +22,7 @@ def test_a_card_tells_what_a_data_set_is_and_what_was_left_out(tmp_path: Path) -
             "found": {"10": {"BISON": "coco id 500"}},
         },
     }
-    text = write_card(tmp_path / "new" / "folder", facts).read_text(encoding="utf-8")
+    text = write_card(tmp_path / "new" / "folder" / "README.md", facts).read_text(encoding="utf-8")
     for line in (
         "# SparklesDialogueVG",
         "| asked | gpt-4 |",
@@ -41,7 +41,7 @@ def test_a_card_tells_what_a_data_set_is_and_what_was_left_out(tmp_path: Path) -
 
 
 def test_what_is_not_known_is_said_to_be_so(tmp_path: Path) -> None:
-    text = write_card(tmp_path, {}).read_text(encoding="utf-8")
+    text = write_card(tmp_path / "README.md", {}).read_text(encoding="utf-8")
     assert f"# {tmp_path.name}" in text
     assert text.count("Not recorded.") == 9
     assert "Not compared: the data may hold pictures of BISON, NLVR2 or SparklesEval" in text
@@ -50,4 +50,4 @@ def test_what_is_not_known_is_said_to_be_so(tmp_path: Path) -> None:
 
 def test_a_fact_that_no_card_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no place for colour; it takes name, description"):
-        write_card(tmp_path, {"colour": "blue"})
+        write_card(tmp_path / "README.md", {"colour": "blue"})

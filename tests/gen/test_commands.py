@@ -8,7 +8,7 @@ import pytest
 
 from sparkles.config import call
 from sparkles.data.annotations import read_dialogues, read_samples, write_dialogues
-from sparkles.gen.commands import COMMANDS, SOURCES, convert, filter, pairs, stats
+from sparkles.gen.commands import COMMANDS, SOURCES, convert, filter, look_for_leaks, pairs, stats
 from sparkles.prompt_format import IMAGE_TAG, image_reference
 from sparkles.types import Dialogue, Image, InputError, Message
 
@@ -133,6 +133,13 @@ def test_published_data_become_a_training_file_of_the_original(
     ] == clean  # Conceptual Captions has ids of its own
     assert all(sample.prompt.messages[0].content.count(IMAGE_TAG) == 1 for sample in samples)
     assert f"{len(ids) - len(clean)} samples show pictures of evaluation sets" in capsys.readouterr().out
+    card = (tmp_path / "out" / "training.md").read_text(encoding="utf-8")
+    assert "| file | published.json |" in card
+    assert f"| leakage | {len(ids) - len(clean)} samples removed |" in card
+    assert f"| samples | {len(clean)} |" in card
+    assert "## Files\n\ntraining.json\n" in card
+    assert "Not recorded" not in card
+    assert ("| BISON | not compared | 0 |" if source == "cc_sbu_align" else "| BISON | id |") in card
 
 
 def test_records_that_cannot_be_read_stop_a_conversion_unless_they_may_be_left_out(
@@ -152,6 +159,13 @@ def test_a_folder_without_evaluation_sets_is_refused(tmp_path: Path) -> None:
     write_dialogues(tmp_path / "mine.json", [dialogue("Is {} odd?", 1)])
     with pytest.raises(InputError, match="no folder BISON, NLVR2, SparklesEval in it"):
         filter(path=str(tmp_path / "mine.json"), out=str(tmp_path / "out"), evaluation=str(tmp_path))
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"evaluation=.*nowhere: no such folder; expected one with BISON, NLVR2"
+    ):
+        look_for_leaks([], evaluation=tmp_path / "nowhere")
 
 
 def test_stats_count_draw_and_print(

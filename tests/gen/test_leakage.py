@@ -22,13 +22,17 @@ SPARKLES_EVAL = EvaluationSet(name="SparklesEval", ids=frozenset({20}), collecti
 COCO_IDS = {10: 500, 20: 600}
 
 
+def images(*image_ids: int | str) -> tuple[Image, ...]:
+    return tuple(Image(image_id=image_id) for image_id in image_ids)
+
+
 def showing(*image_ids: int | str) -> Dialogue:
     return Dialogue(
         messages=(
             Message(
                 role="user",
                 content=" ".join(map(image_reference, image_ids)),
-                images=tuple(Image(image_id=image_id) for image_id in image_ids),
+                images=images(*image_ids),
             ),
         )
     )
@@ -36,7 +40,9 @@ def showing(*image_ids: int | str) -> Dialogue:
 
 def test_pictures_of_visual_genome_are_found_by_their_own_id_and_by_coco_s() -> None:
     records = [showing(1, 10), showing(20), showing(2)]
-    report = Leakage(evaluation_sets=[BISON, SPARKLES_EVAL], coco_ids=COCO_IDS).look(records, "vg")
+    report = Leakage(evaluation_sets=[BISON, SPARKLES_EVAL], coco_ids=COCO_IDS).look(
+        images(1, 10, 20, 2), "vg"
+    )
     assert [report.objection(record) for record in records] == [
         "image 10 is in BISON: coco id 500",
         "image 20 is in SparklesEval: coco id 600",
@@ -51,28 +57,29 @@ def test_pictures_of_visual_genome_are_found_by_their_own_id_and_by_coco_s() -> 
         },
         "found": {"10": {"BISON": "coco id 500"}, "20": {"SparklesEval": "coco id 600"}},
     }
+    assert str(report) == "2 of 4 pictures are in evaluation sets (BISON: 1, id; SparklesEval: 1, id)"
 
 
 def test_pictures_of_coco_are_found_in_sets_of_visual_genome() -> None:
     leakage = Leakage(evaluation_sets=[BISON, SPARKLES_EVAL], coco_ids=COCO_IDS)
-    report = leakage.look([showing("000000000600"), showing(20)], "coco")
+    report = leakage.look(images("000000000600", 20), "coco")
     assert dict(report.found) == {"000000000600": {"SparklesEval": "coco id 600"}}
 
 
 def test_without_the_map_ids_of_different_collections_are_not_compared_and_that_is_said() -> None:
-    report = Leakage(evaluation_sets=[BISON, SPARKLES_EVAL]).look([showing(500), showing(20)], "vg")
+    report = Leakage(evaluation_sets=[BISON, SPARKLES_EVAL]).look(images(500, 20), "vg")
     assert dict(report.found) == {20: {"SparklesEval": "vg id 20"}}
     assert report.compared == {"BISON": "not compared", "SparklesEval": "id"}
-    assert not Leakage(evaluation_sets=[BISON]).look([showing(500)], "other").found
+    assert not Leakage(evaluation_sets=[BISON]).look(images(500), "other").found
 
 
 def test_copies_are_found_by_their_look(photos: list[Path], tmp_path: Path) -> None:
     copy = tmp_path / "99.jpg"
     with PIL.Image.open(photos[0]) as picture:
         picture.convert("RGB").resize((200, 160)).save(copy, quality=40)
-    files = {99: copy, 1: photos[1]}
+    shown = [Image(image_id=99, path=copy), Image(image_id=1, path=photos[1]), Image(image_id=5)]
     nlvr2 = EvaluationSet(name="NLVR2", files=[photos[0], photos[2]])
-    report = Leakage(evaluation_sets=[nlvr2]).look([showing(99), showing(1, 5)], find_file=files.get)
+    report = Leakage(evaluation_sets=[nlvr2]).look(shown)
     assert list(report.found) == [99]
     assert report.found[99]["NLVR2"].startswith(f"looks like {photos[0].name}: hashes differ in ")
     assert (report.num_images, report.num_hashed, report.compared) == (3, 2, {"NLVR2": "hash"})
@@ -91,6 +98,11 @@ def test_hashes_of_copies_are_near_and_those_of_other_photographs_far(
     distances = np.array([[(one ^ other).bit_count() for other in copied] for one in originals])
     assert distances.diagonal().max() <= MAX_DISTANCE
     assert distances[~np.eye(len(photos), dtype=bool)].min() > 2 * MAX_DISTANCE
+
+
+def test_ids_of_an_unknown_collection_are_refused() -> None:
+    with pytest.raises(InputError, match="ids=flickr; expected one of vg, coco, other"):
+        Leakage(evaluation_sets=[BISON]).look(images(500), "flickr")  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """The command as a whole: what it writes, how it ends, and that its data can be trained on."""
 
 import json
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ from sparkles.data.annotations import read_dialogues, read_samples
 from sparkles.gen.__main__ import make
 from sparkles.gen.parsing import Reason
 from tests.gen.scripted import written
-from tests.scripted_server import Call, Reply, ScriptedServer
+from tests.scripted_server import Call, Reply, ScriptedServer, starter
 
 Run = Callable[..., None]
 
@@ -88,7 +93,82 @@ def test_a_run_over_an_endpoint_leaves_ledger_card_and_files(
     card = (folder / "README.md").read_text()
     assert ledger["prompt_sha256"] in card
     assert str(captions) in card
+    assert "| gives_away | _target_: sparkles.gen.filters.GivesAway |" in card
     assert "sk-scripted" not in "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+
+
+def test_pictures_of_evaluation_sets_are_left_out_before_anything_is_paid(
+    run: Run, sound: ScriptedServer, captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evaluation" / "BISON" / "annotations").mkdir(parents=True)
+    bison = [{"image_candidates": [{"image_id": 500}, {"image_id": 501}]}]
+    (tmp_path / "evaluation" / "BISON" / "annotations" / "bison.json").write_text(json.dumps(bison))
+    (tmp_path / "image_data.json").write_text(json.dumps([{"image_id": 107, "coco_id": 501}]))
+    leakage = [
+        f"gen.leakage.evaluation={tmp_path}/evaluation",
+        f"gen.leakage.image_data={tmp_path}/image_data.json",
+    ]
+    run("gen=vg", "gen.num_dialogues=29", *leakage, *endpoint(sound, captions))  # of at most 119 / 4
+    asked = "".join(call.question for call in sound.calls)
+    assert '"image_id": 106' in asked or '"image_id": "106"' in asked
+    assert "107" not in asked
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "left out before anything is asked: 1 of 120 pictures are in evaluation sets (BISON: 1, id)"
+        in printed
+    )
+    report = json.loads((tmp_path / "run" / "leakage.json").read_text())
+    assert report["found"] == {"107": {"BISON": "coco id 501"}}
+    assert "| 107 | BISON: coco id 501 |" in (tmp_path / "run" / "README.md").read_text()
+
+
+def make_in_child(base_url: str, folder: Path) -> None:
+    """What a child process does, started as by a shell in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OPENAI_API_KEY"] = "sk-scripted-0123456789abcdef"
+    sys.argv = [
+        "gen", "gen=vg", "gen.num_dialogues=30", "gen.model=scripted", f"run_dir={folder}/run",
+        f"gen.source.path={folder}/captions.csv", f"gen.writer.client.base_url={base_url}",
+    ]  # fmt: skip
+    make()
+
+
+@pytest.fixture(scope="module")
+def start() -> Callable[[ScriptedServer, Path], BaseProcess]:
+    return starter(make_in_child)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_right_ledger_and_the_same_command_goes_on(
+    start: Callable[[ScriptedServer, Path], BaseProcess], captions: Path, tmp_path: Path, number: int
+) -> None:
+    waiting = threading.Event()
+
+    def script(call: Call) -> Reply:
+        if call.number == 18:
+            waiting.set()
+        return Reply(text=written(call.question), delay=0.5 if call.number > 10 else 0.0)
+
+    ledger = tmp_path / "run" / "ledger.json"
+    with ScriptedServer(script) as server:
+        child = start(server, captions.parent)
+        assert waiting.wait(60)
+        os.kill(child.pid or 0, number)
+        child.join(60)
+        assert child.exitcode == 1
+        stopped = json.loads(ledger.read_text())
+        assert (stopped["interrupted"], stopped["wanted"]) == (True, 30)
+        assert stopped["paid_replies"] == server.answered.total() == 18
+        assert (stopped["lost"], stopped["input_tokens"]) == (0, 1_800)
+        assert stopped["kept"] <= stopped["calls"] <= 18
+        assert not (tmp_path / "run" / "annotations").exists()
+        server.script = lambda call: Reply(text=written(call.question))
+        child = start(server, captions.parent)
+        child.join(60)
+        assert child.exitcode == 0
+        assert set(server.answered.values()) == {1}
+    finished = json.loads(ledger.read_text())
+    assert (finished["interrupted"], finished["kept"], finished["paid_replies"]) == (False, 30, 30)
 
 
 def test_a_model_that_talks_nonsense_ends_the_run_in_order(
