@@ -11,11 +11,12 @@ Other fields are not read, such as `raw`, in which a dialogue file keeps the req
 import csv
 import json
 import re
+from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 from sparkles.data.images import ImageError, ImageFolder, MissingImageError
 from sparkles.prompt_format import MINIGPT4, PromptFormatError, check_message
@@ -55,13 +56,15 @@ class Reading(Generic[T]):
     """What came of a file: the values of its good records, and what is wrong with the others."""
 
     path: Path
-    values: list[T]
+    values: Sequence[T]
     num_records: int
     problems: list[str]
     """One for each bad record, which has no values."""
     folder: Path | None = None
     missing: tuple[Key, ...] = ()
     """Ids of the images that `folder` lacks, each once."""
+    image_ids: frozenset[str] = frozenset()
+    """Of the images of all values."""
 
 
 def read_file(
@@ -75,15 +78,20 @@ def read_file(
     values: list[T] = []
     problems: list[str] = []
     missing: dict[Key, None] = {}
+    image_ids: set[str] = set()
     num_records = 0
-    for key, record in _records(path):
+    for key, record, _ in records(path):
         num_records += 1
         try:
-            values += _located(parse(key, record), images) if images else parse(key, record)
+            found = located(parse(key, record), images) if images else parse(key, record)
         except (AnnotationError, PromptFormatError, ImageError) as error:
             problems.append(f"{path}, record {key}: {error}")
             if isinstance(error, _MissingImagesError):
                 missing |= dict.fromkeys(error.image_ids)
+        else:
+            for value in found:
+                values.append(value)
+                image_ids.update(str(image.image_id) for image in value.images)
     return Reading(
         path=path,
         values=values,
@@ -91,6 +99,7 @@ def read_file(
         problems=problems,
         folder=images.root if images else None,
         missing=tuple(missing),
+        image_ids=frozenset(image_ids),
     )
 
 
@@ -138,7 +147,7 @@ def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> None:
     Raises:
         AnnotationError, PromptFormatError: a dialogue could not be read again, see `check_messages`.
     """
-    _write(Path(path), [_dialogue_record(dialogue) for dialogue in dialogues])
+    _write(Path(path), [dialogue_record(dialogue) for dialogue in dialogues])
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
@@ -168,7 +177,7 @@ def write_training_files(folder: Path, name: str, dialogues: Sequence[Dialogue])
 def unwritable(dialogue: Dialogue) -> str:
     """Why a dialogue cannot be written and read again, "" if it can: what a model writes may hold separators."""
     try:
-        records = [_dialogue_record(dialogue), *map(_sample_record, samples_of(dialogue))]
+        records = [dialogue_record(dialogue), *map(_sample_record, samples_of(dialogue))]
         json.dumps(records, ensure_ascii=False).encode()
     except (AnnotationError, PromptFormatError, UnicodeEncodeError) as error:
         return str(error)
@@ -272,14 +281,14 @@ def identity(key: Key, record: Record, field: str) -> str:
 def _values(reading: Reading[T]) -> list[T]:
     if reading.problems:
         raise AnnotationError(report([reading]))
-    return reading.values
+    return list(reading.values)
 
 
-def _located(values: Iterable[T], folder: ImageFolder) -> list[T]:
+def located(values: Iterable[T], folder: ImageFolder) -> list[T]:
     """The values of one record, whose images now have paths.
 
     Raises:
-        _MissingImagesError: names all of the record's images that are not there.
+        AnnotationError: names all of the record's images that are not there.
         ImageError: an id leads out of the folder.
     """
     missing: dict[Key, MissingImageError] = {}
@@ -294,34 +303,50 @@ def _located(values: Iterable[T], folder: ImageFolder) -> list[T]:
     def with_paths(messages: Iterable[Message]) -> tuple[Message, ...]:
         return tuple(replace(one, images=tuple(map(with_path, one.images))) for one in messages)
 
-    def located(value: T) -> T:
+    def with_its_paths(value: T) -> T:
         if isinstance(value, Dialogue):
             return replace(value, messages=with_paths(value.messages))  # type: ignore[call-arg]  # no subclass of both
         return replace(value, prompt=replace(value.prompt, messages=with_paths(value.prompt.messages)))
 
-    all_located = [located(value) for value in values]
+    all_located = [with_its_paths(value) for value in values]
     if missing:
         raise _MissingImagesError(missing)
     return all_located
 
 
-def _records(path: Path) -> Iterator[tuple[Key, Any]]:
-    """Each record with its key; those of a list are decoded one by one."""
+class Placed(NamedTuple):
+    """A record, and where it stands."""
+
+    key: Key
+    record: Any
+    span: tuple[int, int] | None = None
+    """First byte and the one behind the last; None where the file cannot be read in parts."""
+
+
+def records(path: Path) -> Iterator[Placed]:
+    """Each record of a file; those of a list are decoded one by one.
+
+    Raises:
+        AnnotationError: the file is missing, is not JSON, or holds no records.
+    """
     number: int | None = None
     try:
+        with path.open("rb") as bytes_:
+            offset = len(BOM_UTF8) if bytes_.read(len(BOM_UTF8)) == BOM_UTF8 else 0
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
-                yield from enumerate(csv.DictReader(file))
+                yield from (Placed(*row) for row in enumerate(csv.DictReader(file)))
                 return
             if path.suffix == ".jsonl":
                 for number, line in enumerate(file):
-                    yield number, json.loads(line)
+                    start, offset = offset, offset + len(line.encode())
+                    yield Placed(number, json.loads(line), (start, offset))
                 return
-            reader = _ListReader(file)
+            reader = _ListReader(file, offset)
             if reader.peek() == "[":
                 number = 0
-                for record in reader.elements():
-                    yield number, record
+                for record, span in reader.elements():
+                    yield Placed(number, record, span)
                     number += 1
                 return
             content = reader.whole()
@@ -336,20 +361,19 @@ def _records(path: Path) -> Iterator[tuple[Key, Any]]:
         raise AnnotationError(
             f"{path}: got a {type(content).__name__}, expected a list of records or a dict of them by id"
         )
-    if isinstance(content.get("annotations"), list):
-        yield from enumerate(content["annotations"])
-    else:
-        yield from content.items()
+    listed = content.get("annotations")
+    yield from (Placed(*row) for row in (enumerate(listed) if isinstance(listed, list) else content.items()))
 
 
 class _ListReader:
     """Decodes a JSON list element by element, so that a large file need not lie in memory as a whole."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, offset: int) -> None:
         self._file = file
         self._decoder = json.JSONDecoder()
         self._text = ""
         self._position = 0
+        self._counted = 0, offset  # a position in the text, and its byte in the file
 
     def peek(self) -> str:
         """The next character that is no white space; "" at the end of the file."""
@@ -364,8 +388,8 @@ class _ListReader:
         """All that the file holds, as one value."""
         return json.loads(self._text[self._position :] + self._file.read())
 
-    def elements(self) -> Iterator[Any]:
-        """The elements of a list that begins where `peek` found its bracket.
+    def elements(self) -> Iterator[tuple[Any, tuple[int, int]]]:
+        """The elements of a list that begins where `peek` found its bracket, each with its bytes in the file.
 
         Raises:
             json.JSONDecodeError: the text is no JSON list; elements before the mistake have been given.
@@ -373,7 +397,8 @@ class _ListReader:
         self._position += 1
         separator = self.peek()
         while separator != "]":
-            yield self._element()
+            start = self._byte()
+            yield self._element(), (start, self._byte())
             separator = self.peek()
             if separator not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' or ']'", self._text, self._position)
@@ -398,10 +423,17 @@ class _ListReader:
 
     def _read_on(self) -> bool:
         """Read more, twice as much each time while nothing is taken; False at the end of the file."""
+        self._counted = 0, self._byte()
         rest = self._text[self._position :]
         more = self._file.read(max(_CHUNK, len(rest)))
         self._text, self._position = rest + more, 0
         return bool(more)
+
+    def _byte(self) -> int:
+        """Where the position is in the file."""
+        position, byte = self._counted
+        self._counted = self._position, byte + len(self._text[position : self._position].encode())
+        return self._counted[1]
 
 
 def _parse_message(entry: Record) -> Message:
@@ -430,7 +462,8 @@ def _parse_box(box: list[Any]) -> tuple[int, int, int, int]:
     raise AnnotationError(f"'box' is {box!r:.60}, expected four whole numbers: left, upper, right, lower")
 
 
-def _dialogue_record(dialogue: Dialogue) -> Record:
+def dialogue_record(dialogue: Dialogue) -> Record:
+    """The record of a dialogue file, to which others may add fields. Raises as `write_dialogues` does."""
     check_messages(dialogue.messages)
     messages = []
     for message in dialogue.messages:

@@ -15,13 +15,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.panel import Panel
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from sparkles.data.annotations import AnnotationError, Reading, read_file, report
+from sparkles.data.annotations import AnnotationError, Reading, report
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder, ImagePlacement, Tokenizer
 from sparkles.data.features import KEY_BYTES, FeatureCache
-from sparkles.data.images import ImageTransform, file_digest, load_image
+from sparkles.data.images import ImageTransform, load_image
+from sparkles.data.indexed import read_samples
 from sparkles.data.mixture import Draw, Mix, Mixture, MixtureSampler, SubsetSpec
 from sparkles.prompt_format import PromptFormat
 from sparkles.types import Image, InputError, Sample
@@ -32,8 +33,12 @@ Turns = Literal["sampled", "joint"]
 
 log = logging.getLogger(__name__)
 
-_CACHE_BYTES = 2 * 1024**3
+_CACHE_BYTES = 512 * 1024**2
 """Pixels that `cache_images` keeps at most, in each worker."""
+
+
+_MOST_ENCODED = 8_192
+"""Samples whose tokens are kept from one pass to the next, in each worker: about 100 MB."""
 
 
 class Picture(NamedTuple):
@@ -78,26 +83,31 @@ class SampleDataset(Dataset[Example]):
         self.earlier_weights = earlier_weights or {}
         self.feature_cache = feature_cache
         self.cached_crops = cached_crops
-        self._digests: dict[Path | None, str] = {}
         self.encoder = encoder
         self.transform = transform
-        # vars: the transform's steps, whose repr holds sizes, means and deviations
-        self._transform_settings = repr(vars(transform))
         self.seed = seed
         # Once full, the cache keeps what it has: in a random order, no image is likelier than others to be next.
         image_bytes = 3 * transform.image_size**2 * torch.float32.itemsize
         self._cache_size = _CACHE_BYTES // image_bytes if cache_images else 0
         self._cache: dict[Image, torch.Tensor] = {}
+        self._encoded: dict[tuple[str, int], Encoded] = {}
 
     def __getitem__(self, draw: Draw) -> Example:
         try:
-            encoded = self.encoder.encode_sample(
-                self.samples[draw.subset][draw.index], self.earlier_weights.get(draw.subset, ())
-            )
+            encoded = self._encode(draw.subset, draw.index)
             return Example(encoded, self._load_images(encoded.images, draw.serial))
         except ValueError as error:
             error.add_note(f"in sample {draw.index} of subset {draw.subset!r}")
             raise
+
+    def _encode(self, subset: str, index: int) -> Encoded:
+        encoded = self._encoded.get((subset, index))
+        if encoded is None:
+            sample = self.samples[subset][index]
+            encoded = self.encoder.encode_sample(sample, self.earlier_weights.get(subset, ()))
+            if len(self._encoded) < _MOST_ENCODED:
+                self._encoded[subset, index] = encoded
+        return encoded
 
     def _load_images(self, images: Sequence[Image], serial: int) -> list[Picture]:
         if not self.transform.train:
@@ -113,14 +123,14 @@ class SampleDataset(Dataset[Example]):
         """Features if they are kept, else pixels; `crop` is the number of a random crop of this image."""
         if self.feature_cache is None:
             return Picture(self._load_pixels(image))
-        digest = self._digest(image)
-        key = self.feature_cache.key(digest, image.box, self._transform_settings, crop)
+        key = self.feature_cache.image_key(image, self.transform, crop)
         features = self.feature_cache.get(key)
         if features is not None:
             return Picture(None, features, key)
         if crop is None:
             return Picture(self._load_pixels(image), None, key)
-        with _seeded(np.random.SeedSequence((self.seed, crop, int(digest[:16], 16)))):
+        content = int(self.feature_cache.digest(image)[:16], 16)
+        with _seeded(np.random.SeedSequence((self.seed, crop, content))):
             return Picture(self.transform(load_image(image)), None, key)
 
     def _load_pixels(self, image: Image) -> torch.Tensor:
@@ -130,12 +140,6 @@ class SampleDataset(Dataset[Example]):
             if len(self._cache) < self._cache_size:
                 self._cache[image] = pixels
         return pixels
-
-    def _digest(self, image: Image) -> str:
-        """sha256 of the image's file, read once."""
-        if image.path not in self._digests:
-            self._digests[image.path] = file_digest(image)
-        return self._digests[image.path]
 
 
 @contextmanager
@@ -260,16 +264,16 @@ class SparklesDataModule(L.LightningDataModule):
         self.cache_images = cache_images
         self.cached_crops = cached_crops
         self.feature_cache = feature_cache
-        self._features: FeatureCache | None = None
+        self.features: FeatureCache | None = None
         self.on_bad_record = on_bad_record
         self._prepare = prepare
-        self._train_samples: dict[str, list[Sample]] = {}
-        self._val_samples: dict[str, list[Sample]] = {}
+        self._train_samples: dict[str, Sequence[Sample]] = {}
+        self._val_samples: dict[str, Sequence[Sample]] = {}
         self._sampler: MixtureSampler | None = None
 
     def use_features(self, cache: FeatureCache) -> None:
         """From now on batches hold the features that `cache` has, and keys for the others."""
-        self._features = cache
+        self.features = cache
 
     def prepare_data(self) -> None:
         if self._prepare is not None:
@@ -286,10 +290,11 @@ class SparklesDataModule(L.LightningDataModule):
         """
         train = self.subsets if stage == "fit" else {}
         _check_paths([*train.values(), *self.val_subsets.values()])
-        self._val_samples = self._val_samples or self._read_all(self.val_subsets)
+        self._val_samples = self._val_samples or _samples(self._read_all(self.val_subsets))
         if train and not self._train_samples:
-            self._train_samples = self._read_all(train)
-            self._print_mixture(self._make_mixture())
+            readings = self._read_all(train)
+            self._train_samples = _samples(readings)
+            self._print_mixture(self._make_mixture(), readings)
 
     def train_dataloader(self) -> MixtureLoader:
         """Batches of one epoch, from where the run stands."""
@@ -340,8 +345,8 @@ class SparklesDataModule(L.LightningDataModule):
             for path in spec.annotation_files
         }
 
-    def _read_all(self, specs: Mapping[str, SubsetSpec]) -> dict[str, list[Sample]]:
-        """Samples of each subset that is in use; problems of all files are reported together."""
+    def _read_all(self, specs: Mapping[str, SubsetSpec]) -> dict[str, list[Reading[Sample]]]:
+        """What came of the files of each subset that is in use; problems of all are reported together."""
         readings: dict[str, list[Reading[Sample]]] = {}
         unreadable = []
         for name, spec in specs.items():
@@ -349,7 +354,7 @@ class SparklesDataModule(L.LightningDataModule):
                 folder, readings[name] = spec.folder, []
                 for file in spec.annotation_files:
                     try:
-                        readings[name].append(read_file(file, spec.reader.parse, folder))
+                        readings[name].append(read_samples(file, spec.reader, folder))
                     except AnnotationError as error:
                         unreadable.append(str(error))
         bad = [reading for group in readings.values() for reading in group if reading.problems]
@@ -360,10 +365,7 @@ class SparklesDataModule(L.LightningDataModule):
                 f"{report(bad)}\nrepair them, or leave them out with data.on_bad_record=skip"
             )
         _log_skipped(bad)
-        return {
-            name: [sample for reading in group for sample in reading.values]
-            for name, group in readings.items()
-        }
+        return readings
 
     def _make_mixture(self) -> Mixture:
         return Mixture(
@@ -389,7 +391,7 @@ class SparklesDataModule(L.LightningDataModule):
                 earlier_weights=earlier_weights,
                 seed=self.seed,
                 cache_images=self.cache_images,
-                feature_cache=self._features,
+                feature_cache=self.features,
                 cached_crops=self.cached_crops,
             ),
             "batch_sampler": batches,
@@ -400,7 +402,7 @@ class SparklesDataModule(L.LightningDataModule):
         }
 
     @rank_zero_only
-    def _print_mixture(self, mixture: Mixture) -> None:
+    def _print_mixture(self, mixture: Mixture, readings: Mapping[str, Sequence[Reading[Sample]]]) -> None:
         table = Table(title=f"training mixture, drawn {self.mix.replace('_', ' ')}, seed {self.seed}")
         weights = {name: (*earlier, 1.0) for name, earlier in self.earlier_weights.items()}
         for heading in (
@@ -413,7 +415,7 @@ class SparklesDataModule(L.LightningDataModule):
         ):
             table.add_column(heading, justify="left" if heading == "subset" else "right")
         for name, samples in self._train_samples.items():
-            images = {image.path for sample in samples for image in sample.images}
+            images = frozenset().union(*(reading.image_ids for reading in readings[name]))
             share = f"{mixture.shares[name]:.1%}"
             of_turns = " : ".join(f"{weight:g}" for weight in weights.get(name, (1.0,)))
             table.add_row(
@@ -454,6 +456,12 @@ def _collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
         batch["cached_features"] = torch.stack(features) if features else torch.empty(0, dtype=torch.float16)
         batch["feature_keys"] = torch.tensor(keys, dtype=torch.uint8).view(-1, KEY_BYTES)
     return batch
+
+
+def _samples(readings: Mapping[str, Sequence[Reading[Sample]]]) -> dict[str, Sequence[Sample]]:
+    """All samples of each subset, which may lie in several files."""
+    joined: Any = {name: ConcatDataset([one.values for one in group]) for name, group in readings.items()}  # type: ignore[misc]  # sequences are datasets
+    return joined
 
 
 def _by_name(specs: Mapping[str, SubsetSpec]) -> dict[str, SubsetSpec]:

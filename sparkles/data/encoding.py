@@ -6,7 +6,7 @@ T tokens of one dialogue; Q query tokens, so each image fills Q slots in a row, 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import rich.text
 
@@ -50,6 +50,15 @@ class Encoded:
     """Tokens cut off to fit `max_length`: from the end of the answer, or anywhere with `Encoder.cut_anywhere`."""
     visible: slice = field(default_factory=lambda: slice(None))
     """What the model may look at: all, unless a cut fell inside an image, whose slots stay together here."""
+
+
+class Answered(NamedTuple):
+    """A prompt, without and with its answer."""
+
+    prompt: list[int]
+    """int[T]"""
+    whole: list[int]
+    """int[T + S]"""
 
 
 class Encoder:
@@ -142,8 +151,11 @@ class Encoder:
         check_tags(answer, (), "answer")
         # Prompt and answer are tokenised jointly: where they meet, a token may hold the end of one and the start
         # of the other, and then it belongs to the answer.
-        messages, prompt_ids, input_ids = self._fit(
-            self._placed(sample.prompt.messages), system=self.system_in_training, answer=answer
+        messages, earlier, (prompt_ids, input_ids) = self._fit(
+            self._placed(sample.prompt.messages),
+            system=self.system_in_training,
+            answer=answer,
+            earlier=bool(earlier_weights),
         )
         start = _common_prefix(prompt_ids, input_ids)
         if self.unmask_prompt_end:
@@ -155,7 +167,7 @@ class Encoder:
             dropped_turns=_num_turns(sample.prompt.messages) - _num_turns(messages),
         )
         if earlier_weights:
-            encoded = self._with_earlier_answers(encoded, messages, sample, earlier_weights)
+            encoded = self._with_earlier_answers(encoded, earlier, earlier_weights)
         return self._cut(encoded, start=0, stop=min(len(input_ids), self.max_length))
 
     def encode_prompt(self, prompt: Prompt, *, system: bool = True) -> Encoded:
@@ -165,7 +177,7 @@ class Encoder:
             EncodingError: the last turn alone exceeds `max_prompt_length`.
             PromptFormatError: tags and images do not match.
         """
-        messages, input_ids, _ = self._fit(self._placed(prompt.messages), system=system)
+        messages, _, (input_ids, _) = self._fit(self._placed(prompt.messages), system=system)
         encoded = Encoded(
             input_ids=input_ids,
             labels=None,
@@ -198,51 +210,56 @@ class Encoder:
         ]
 
     def _fit(
-        self, messages: Sequence[Message], *, system: bool, answer: str = ""
-    ) -> tuple[Sequence[Message], list[int], list[int]]:
+        self, messages: Sequence[Message], *, system: bool, answer: str = "", earlier: bool = False
+    ) -> tuple[Sequence[Message], list[Answered], Answered]:
         """Drop oldest turns until the prompt is within its limit, and leaves a token to the answer if there is one.
 
         Returns:
-            The messages left, the ids of their prompt, and those of prompt and answer together.
+            The messages left; with `earlier`, the ids of each answer among them; and those of `answer` behind all.
         """
         setting, limit = (
             ("max_length", self.max_length) if answer else ("max_prompt_length", self.max_prompt_length)
         )
         room = limit - bool(answer)
         while True:
-            text = self.prompt_format.render_prompt(messages, system=system)
-            input_ids, with_answer = self._tokenize(text, answer)
-            if len(input_ids) <= room or self.cut_anywhere:
-                return messages, input_ids, with_answer
+            answers = [
+                (
+                    self._render(messages[:end], system),
+                    self.prompt_format.render_answer(messages[end].content),
+                )
+                for end in (range(1, len(messages), 2) if earlier else ())
+            ]
+            text = self._render(messages, system)
+            *earlier_ids, ids = self._tokenize([*answers, (text, answer)])
+            if len(ids.prompt) <= room or self.cut_anywhere:
+                return messages, earlier_ids, ids
             if len(messages) == 1:
                 raise EncodingError(
-                    f"the last turn alone needs {len(input_ids)} tokens ({len(messages[0].images)} images of "
+                    f"the last turn alone needs {len(ids.prompt)} tokens ({len(messages[0].images)} images of "
                     f"{self.num_query_tokens} among them), but {setting}={limit} leaves {room} "
-                    f"for the prompt; set {setting} to at least {limit + len(input_ids) - room}, "
+                    f"for the prompt; set {setting} to at least {limit + len(ids.prompt) - room}, "
                     f"or leave this dialogue out. Text: {text[:80]!r}"
                 )
             messages = messages[2:]
 
+    def _render(self, messages: Sequence[Message], system: bool) -> str:
+        return self.prompt_format.render_prompt(messages, system=system)
+
     def _with_earlier_answers(
-        self, encoded: Encoded, messages: Sequence[Message], sample: Sample, weights: Sequence[float]
+        self, encoded: Encoded, earlier: Sequence[Answered], weights: Sequence[float]
     ) -> Encoded:
-        """Labels on the answers within the prompt too, as far as their turns are left in `messages`."""
-        num_answers = len(sample.prompt.messages) // 2
-        if len(weights) != num_answers:
+        """Labels on the answers within the prompt too, as far as their turns were not dropped."""
+        if len(weights) != len(earlier) + encoded.dropped_turns:
             raise EncodingError(
-                f"loss weights {tuple(weights)} for the earlier answers of a prompt that has {num_answers}; "
+                f"loss weights {tuple(weights)} for the earlier answers of a prompt that has "
+                f"{len(earlier) + encoded.dropped_turns}; "
                 "earlier_turns of the subset must name one subset for each turn before its last"
             )
         assert encoded.labels is not None
         labels, loss_weights = list(encoded.labels), [1.0] * len(encoded.labels)
-        for index, weight in enumerate(weights[encoded.dropped_turns :]):
-            answer = self.prompt_format.render_answer(messages[2 * index + 1].content)
-            prompt = self.prompt_format.render_prompt(
-                messages[: 2 * index + 1], system=self.system_in_training
-            )
-            prompt_ids, answered_ids = self._tokenize(prompt, answer)
+        for answer, weight in zip(earlier, weights[encoded.dropped_turns :], strict=True):
             # Where the end of the answer shares a token with the question behind it, that token is not learnt.
-            start, stop = (_common_prefix(ids, encoded.input_ids) for ids in (prompt_ids, answered_ids))
+            start, stop = (_common_prefix(ids, encoded.input_ids) for ids in answer)
             if weight:
                 labels[start:stop] = encoded.input_ids[start:stop]
                 loss_weights[start:stop] = [weight] * (stop - start)
@@ -251,9 +268,8 @@ class Encoder:
     def _end_of_masked_prompt(self, messages: Sequence[Message]) -> int:
         """How many tokens the original leaves without loss: see `unmask_prompt_end`."""
         space = self.prompt_format.answer_prefix
-        text = self.prompt_format.render_prompt(messages, system=self.system_in_training)
-        _, instruction_ids = self._tokenize(text, space)
-        return min(len(instruction_ids), self.max_length) - space.endswith(" ")
+        [ids] = self._tokenize([(self._render(messages, self.system_in_training), space)])
+        return min(len(ids.whole), self.max_length) - space.endswith(" ")
 
     def _cut(self, encoded: Encoded, *, start: int, stop: int) -> Encoded:
         """The tokens from `start` to `stop`, and invisible ones to complete an image that is cut at either end."""
@@ -279,19 +295,23 @@ class Encoder:
             visible=visible,
         )
 
-    def _tokenize(self, text: str, answer: str) -> tuple[list[int], list[int]]:
-        """int[T] of a rendered text, without and with the answer; `num_query_tokens` slots for each placeholder."""
-        segments = _segments(text)
-        # One call: what a tokenizer costs is mostly the calls. Only the last segment differs between the two.
-        *shared, last, last_with_answer = self.tokenizer(
-            [*segments, segments[-1] + answer], add_special_tokens=False
-        )["input_ids"]
-        start: list[int] = []
+    def _tokenize(self, texts: Sequence[tuple[str, str]]) -> list[Answered]:
+        """The ids of rendered prompts and their answers; `num_query_tokens` slots for each placeholder."""
+        # Only the last segment differs between a prompt and the whole.
+        segments = [(*_segments(prompt), answer) for prompt, answer in texts]
+        # One call: what a tokenizer costs is mostly the calls.
+        flat = [text for *shared, last, answer in segments for text in (*shared, last, last + answer)]
+        ids = iter(self.tokenizer(flat, add_special_tokens=False)["input_ids"])
+        begin: list[int] = []
         if self.prompt_format.add_bos and self.tokenizer.bos_token_id is not None:
-            start.append(self.tokenizer.bos_token_id)
-        for segment_ids in shared:
-            start += [*segment_ids, *[IMAGE_TOKEN_ID] * self.num_query_tokens]
-        return start + last, start + last_with_answer
+            begin.append(self.tokenizer.bos_token_id)
+        answered = []
+        for *shared, _, _ in segments:
+            start = list(begin)
+            for _ in shared:
+                start += [*next(ids), *[IMAGE_TOKEN_ID] * self.num_query_tokens]
+            answered.append(Answered(start + next(ids), start + next(ids)))
+        return answered
 
 
 def _segments(text: str) -> list[str]:

@@ -5,18 +5,22 @@ N images, Q query tokens per image, D the width of the features.
 
 import hashlib
 import logging
-import os
-import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sparkles.data.files import write_whole
+from sparkles.data.images import ImageTransform, file_digest
+from sparkles.types import Image
+
 log = logging.getLogger(__name__)
 
 KEY_BYTES = hashlib.sha256().digest_size
 _CHECKSUM_BYTES = 4
+_KEPT_BYTES = 256 * 1024**2
+"""Features that stay in memory once they were read, in each process."""
 
 
 class FeatureCache:
@@ -39,7 +43,28 @@ class FeatureCache:
         self.encoder_hash = encoder_hash
         self.shape = shape
         self._may_write = True
+        self._digests: dict[Path | None, str] = {}
+        self._kept: dict[
+            bytes, torch.Tensor
+        ] = {}  # read before; in a random order none is likelier to be next
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def image_key(self, image: Image, transform: ImageTransform, crop: int | None = None) -> bytes:
+        """Key of a picture's features, by the content of its file, which is read once: bytes[KEY_BYTES].
+
+        Args:
+            crop: number of a random crop.
+
+        Raises:
+            ImageError: the image has no path, or there is no such file.
+        """
+        return self.key(self.digest(image), image.box, transform.settings, crop)
+
+    def digest(self, image: Image) -> str:
+        """sha256 of the image's file, read once."""
+        if image.path not in self._digests:
+            self._digests[image.path] = file_digest(image)
+        return self._digests[image.path]
 
     def key(self, *parts: object) -> bytes:
         """sha256 over the encoder and all else that the features depend on: bytes[KEY_BYTES]."""
@@ -47,6 +72,8 @@ class FeatureCache:
 
     def get(self, key: bytes) -> torch.Tensor | None:
         """float16[Q, D]; None if it was not put, or is damaged."""
+        if key in self._kept:
+            return self._kept[key]
         try:
             content = self._path(key).read_bytes()
         except OSError:
@@ -54,7 +81,10 @@ class FeatureCache:
         data = content[_CHECKSUM_BYTES:]
         if content[:_CHECKSUM_BYTES] != _checksum(data) or len(data) != 2 * np.prod(self.shape):
             return None
-        return torch.frombuffer(bytearray(data), dtype=torch.float16).view(self.shape)
+        features = torch.frombuffer(bytearray(data), dtype=torch.float16).view(self.shape)
+        if (1 + len(self._kept)) * len(data) < _KEPT_BYTES:
+            self._kept[key] = features
+        return features
 
     def put(self, keys: torch.Tensor, features: torch.Tensor) -> None:
         """Keep features that `get` will find. Where they cannot be written, a warning says so once and work goes on.
@@ -66,7 +96,9 @@ class FeatureCache:
         for key, values in zip(keys.cpu().numpy(), features.cpu().numpy(), strict=True):
             if self._may_write:
                 try:
-                    self._write(self._path(key.tobytes()), values.tobytes())
+                    path, data = self._path(key.tobytes()), values.tobytes()
+                    path.parent.mkdir(exist_ok=True)
+                    write_whole(path, _checksum(data) + data)
                 except OSError as error:
                     self._may_write = False
                     log.warning("features are not kept from here on: %s; see data.feature_cache", error)
@@ -74,17 +106,6 @@ class FeatureCache:
     def _path(self, key: bytes) -> Path:
         name = key.hex()
         return self.folder / name[:2] / name[2:]  # no folder grows too long to list
-
-    def _write(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_checksum(data) + data)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
 
 def _checksum(data: bytes) -> bytes:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HERE = Path()
 IMAGE_PATTERNS = ("{image_id}.jpg", "{image_id}.png", "{image_id}.jpeg")
 
 
@@ -47,8 +48,11 @@ class ImageFolder:
         """
         tried = []
         for pattern in self.patterns:
+            name = pattern.format(image_id=image_id)
+            if name in self._file_names(_HERE):  # most do, and paths are slow to take apart
+                return self.root / name
             # The name is judged, not where links lead: a folder of links to images kept elsewhere works.
-            path = Path(os.path.normpath(pattern.format(image_id=image_id)))
+            path = Path(os.path.normpath(name))
             if path.is_absolute() or path.parts[:1] == (os.pardir,):
                 raise ImageError(f"image id {image_id!r} leads out of the image folder {self.root}")
             if path.name in self._file_names(path.parent):
@@ -141,6 +145,8 @@ class ImageTransform:
                 transforms.Normalize(mean, std),
             ]
         )
+        self.settings = repr(vars(self))
+        """All that pixels depend on: the steps of the pipeline spell their sizes, means and deviations."""
 
     def __call__(self, picture: PIL.Image.Image) -> "torch.Tensor":
         pixels: torch.Tensor = self._pipeline(picture)

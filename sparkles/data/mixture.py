@@ -5,6 +5,7 @@ i is the same for any number of workers, of processes, and of times that the run
 """
 
 import random
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -114,7 +115,8 @@ class Mixture:
         self.seed = seed
         self._chooser = random.Random(seed)
         self._drawn: Counter[str] = Counter()
-        self._stream: list[tuple[str, int]] = []  # (subset, how many draws it had before), grown on demand
+        # Of each draw, grown on demand: its subset, and how many draws that had before. 10 bytes, as runs are long.
+        self._subsets, self._counts = array("H"), array("q")
 
     @property
     def shares(self) -> dict[str, float]:
@@ -136,19 +138,22 @@ class Mixture:
     def batch_indices(self, step: int) -> list[Draw]:
         """The draws of batch `step`, counted from 0."""
         start = step * self.batch_size
-        while len(self._stream) < start + self.batch_size:
+        while len(self._subsets) < start + self.batch_size:
             self._choose_subsets()
-        return [self._draw(serial, *self._stream[serial]) for serial in range(start, start + self.batch_size)]
+        return [self._draw(serial) for serial in range(start, start + self.batch_size)]
 
     def _choose_subsets(self) -> None:
         (name,) = self._chooser.choices(list(self.ratios), list(self.ratios.values()))
         for _ in range(self.batch_size if self.mix == "per_batch" else 1):
-            self._stream.append((name, self._drawn[name]))
+            self._subsets.append(list(self.sizes).index(name))
+            self._counts.append(self._drawn[name])
             self._drawn[name] += 1
 
-    def _draw(self, serial: int, name: str, count: int) -> Draw:
-        pass_number, position = divmod(count, self.sizes[name])
-        order = _permutation(self.seed, list(self.sizes).index(name), pass_number, self.sizes[name])
+    def _draw(self, serial: int) -> Draw:
+        subset = self._subsets[serial]
+        name, size = list(self.sizes.items())[subset]
+        pass_number, position = divmod(self._counts[serial], size)
+        order = _permutation(self.seed, subset, pass_number, size)
         return Draw(name, int(order[position]), serial)
 
 

@@ -100,6 +100,7 @@ class BenchmarkCallback(L.Callback):
             encoder=datamodule.encoder,
             transform=datamodule.eval_transform,
             generation=self.generation,
+            features=datamodule.features,
             batch_size=self.batch_size,
             original_answer_text=self.original_answer_text,
             seed=self.asking.seed,

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import statsmodels.api as sm
+from statsmodels.regression.linear_model import OLS
+from statsmodels.tools import add_constant
 
 from sparkles.eval.significance import CONFIDENCE, Interval
 
@@ -42,7 +43,7 @@ def length_controlled(scores: Sequence[float], extra_words: Sequence[float]) -> 
         return None
     # Not around its mean: at no extra words the regressor has to be zero.
     extra = np.tanh(words / words.std())
-    fit = sm.OLS(np.asarray(scores, float), sm.add_constant(extra)).fit(cov_type="HC3", use_t=True)
+    fit = OLS(np.asarray(scores, float), add_constant(extra)).fit(cov_type="HC3", use_t=True)
     low, high = fit.conf_int(alpha=1 - CONFIDENCE)[0]
     return LengthControlled(
         value=float(fit.params[0]),

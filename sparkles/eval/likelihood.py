@@ -22,7 +22,15 @@ class ChatModel(Protocol):
 
     language: PreTrainedModel
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """float[N, 3, H, W] -> float[N, Q, D_q]"""
+        ...
+
+    def encode_to_keep(self, pixel_values: Tensor) -> Tensor:
+        """`encode_images`, rounded for a `FeatureCache`: float16[N, Q, D_q]."""
+        ...
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor, image_features: Tensor | None) -> Tensor:
         """Word embeddings with the images in their slots: float[B, T, D_lm]."""
         ...
 
@@ -81,7 +89,7 @@ def ending_log_probs(
     mask = batch["attention_mask"]  # [B, T]
     num_options = len(endings[0])
     context: Any = model.language(
-        inputs_embeds=model.embed(batch["input_ids"], batch["pixel_values"]),
+        inputs_embeds=model.embed(batch["input_ids"], batch["pixel_values"], batch.get("image_features")),
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         logits_to_keep=1,

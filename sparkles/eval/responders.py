@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -26,12 +27,14 @@ from transformers import (
 
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder, Tokenizer
-from sparkles.data.images import ImageTransform, load_image
+from sparkles.data.features import FeatureCache
+from sparkles.data.images import ImageTransform
 from sparkles.eval.answers import conclusion
+from sparkles.eval.image_features import ImageFeatures
 from sparkles.eval.likelihood import ChatModel, contest, ending_log_probs
 from sparkles.types import InputError, Prompt, Response
 
-FIRST_BATCH_SIZE, LARGEST_BATCH_SIZE = 50, 800
+FIRST_BATCH_SIZE, LARGEST_BATCH_SIZE = 100, 800
 """What `auto` begins with, and where it ends on a device that says when its memory is full."""
 
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 0.9}
@@ -57,12 +60,23 @@ class StopStrings(StoppingCriteria):
         self.tokenizer = tokenizer
         # A token may be as little as a byte, and the first that is decoded may lose its leading space.
         self.num_tokens = 1 + max((len(string.encode()) for string in strings), default=0)
+        self._may_end = cache(self._holds_an_end)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """int64[B, S] -> bool[B]"""
-        endings = [self.tokenizer.decode(row) for row in input_ids[:, -self.num_tokens :].tolist()]
-        ended = [any(string in ending for string in self.strings) for ending in endings]
+        rows = input_ids[:, -self.num_tokens :].tolist()
+        ended = [self._may_end(row[-1]) and self._has_ended(row) for row in rows]
         return torch.tensor(ended, device=input_ids.device)
+
+    def _has_ended(self, token_ids: list[int]) -> bool:
+        ending = self.tokenizer.decode(token_ids)
+        return any(string in ending for string in self.strings)
+
+    def _holds_an_end(self, token_id: int) -> bool:
+        """Whether a string may end in this token, which by itself may be part of a character, or a space left out."""
+        text = self.tokenizer.decode([token_id])
+        unclear = not text or "\N{REPLACEMENT CHARACTER}" in text
+        return unclear or any(string[-1] in text for string in self.strings)
 
 
 class SeededNoise(LogitsProcessor):
@@ -81,6 +95,10 @@ class SeededNoise(LogitsProcessor):
         ]
         return scores.float() - torch.stack(rows).log().to(scores.device)
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """The others have ended; see `sparkles.models.decoding`."""
+        self.generators = [self.generators[row] for row in rows.tolist()]
+
 
 class ModelResponder:
     """Answers in batches of prompts of about the same length, and gives the responses in the prompts' order.
@@ -91,6 +109,7 @@ class ModelResponder:
     Args:
         generation: keyword arguments of transformers' `generate`; `max_new_tokens` is required. Of those that say how
             to sample it may have temperature, top_k, top_p and min_p.
+        features: what frozen parts have made of pictures, which then are not encoded again; see `ImageFeatures`.
         batch_size: prompts at a time, half as many for as long as the device's memory does not suffice. `auto` finds
             out on a CUDA device how many fit.
         original_answer_text: take the answer out of what was generated as the original does: the end token is
@@ -107,6 +126,7 @@ class ModelResponder:
         encoder: Encoder,
         transform: ImageTransform,
         generation: Mapping[str, Any],
+        features: FeatureCache | None = None,
         batch_size: int | Literal["auto"] = "auto",
         original_answer_text: bool = False,
         seed: int = 0,
@@ -120,6 +140,7 @@ class ModelResponder:
         self.model = model
         self.encoder = encoder
         self.transform = transform
+        self._images = ImageFeatures(model, transform, features)
         self.batch_size = FIRST_BATCH_SIZE if batch_size == "auto" else batch_size
         may_grow = batch_size == "auto" and self._device.type == "cuda"
         self._largest = LARGEST_BATCH_SIZE if may_grow else self.batch_size
@@ -136,14 +157,14 @@ class ModelResponder:
             system_in_training=True,
             image_placement=encoder.image_placement,
         )
-        # vars: the transform's steps, whose repr holds sizes, means and deviations
         settings = (
             encoder.prompt_format,
             (encoder.max_prompt_length, encoder.cut_anywhere, encoder.image_placement),
-            vars(transform),
+            transform.settings,
             original_answer_text,
             self.generation,
             seed,
+            features is not None,
         )
         self.name = f"{name}@{_fingerprint(model, repr(settings))}"
 
@@ -220,8 +241,10 @@ class ModelResponder:
         return responses
 
     def _batch(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-        pixels = [self.transform(load_image(image)) for one in encoded for image in one.images]
-        batch = pad_batch(encoded, pixels, pad_token_id=self.encoder.pad_token_id, side="left")
+        images = [image for one in encoded for image in one.images]
+        batch = pad_batch(encoded, [None] * len(images), pad_token_id=self.encoder.pad_token_id, side="left")
+        if images:
+            batch["image_features"] = self._images.of(images, self._device)
         return {name: tensor.to(self._device) for name, tensor in batch.items()}
 
     def _is_sampled(self, prompt: Prompt) -> bool:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,10 +14,6 @@ from sparkles.models.checkpoints import Origin, check_fit, check_origin, check_s
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.prompt_format import PromptFormat
 from sparkles.types import IGNORE_INDEX
-
-_IMAGES_PER_CALL = 16
-"""Images that are encoded together for the feature cache, filled up with blank ones: what an image is rounded to then
-depends neither on the others nor on how many of them were in the cache."""
 
 
 class FeatureStore(Protocol):
@@ -111,9 +106,7 @@ class SparklesModule(L.LightningModule):
         pixels = batch["pixel_values"]
         features = batch["cached_features"]
         if len(pixels):
-            blank = pixels.new_zeros(-len(pixels) % _IMAGES_PER_CALL, *pixels.shape[1:])
-            calls = torch.cat([pixels, blank]).split(_IMAGES_PER_CALL)
-            encoded = torch.cat([self.model.encode_images(call) for call in calls])[: len(pixels)].half()
+            encoded = self.model.encode_to_keep(pixels)
             if self.feature_store is not None:
                 self.feature_store.put(batch["feature_keys"], encoded)
             is_cached = batch["is_cached"].view(-1, 1, 1)

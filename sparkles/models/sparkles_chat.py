@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from sparkles.models.decoding import greedy_options, shared_prefix
 from sparkles.models.projector import Projector
 from sparkles.models.qformer import QFormer
 from sparkles.models.resampler import PatchPooling, Resampler
@@ -22,6 +23,8 @@ from sparkles.models.vision import VisionEncoder
 from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 QueryPart = QFormer | Resampler | PatchPooling
+
+_IMAGES_PER_CALL = 16
 
 
 class SparklesChat(nn.Module):
@@ -80,6 +83,16 @@ class SparklesChat(nn.Module):
             return self.qformer(pixel_values.new_zeros(1, 1, self.vision.hidden_size))[:0]
         chunks = pixel_values.split(self.max_images_per_forward or len(pixel_values))
         return torch.cat([self.qformer(self.vision(chunk)) for chunk in chunks])
+
+    def encode_to_keep(self, pixel_values: Tensor) -> Tensor:
+        """`encode_images` for features that are kept: float16[N, Q, D_q].
+
+        Images go in calls of a fixed number, filled up with blank ones: what an image is rounded to then depends
+        neither on the others nor on how many of them were kept already.
+        """
+        blank = pixel_values.new_zeros(-len(pixel_values) % _IMAGES_PER_CALL, *pixel_values.shape[1:])
+        calls = torch.cat([pixel_values, blank]).split(_IMAGES_PER_CALL)
+        return torch.cat([self.encode_images(call) for call in calls])[: len(pixel_values)].half()
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Word embeddings with the projected images in their slots: float[B, T, D_lm].
@@ -147,10 +160,13 @@ class SparklesChat(nn.Module):
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Tensor], **generation: Any) -> Tensor:
         """New token ids int64[B, S] of a left-padded batch; `generation` is for transformers' `generate`."""
-        if not batch["attention_mask"][:, -1].all():
+        input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+        if not attention_mask[:, -1].all():
             raise ValueError("generation goes on from the last token, which is padding here; pad on the left")
+        shared = shared_prefix(input_ids, attention_mask)
         return self.language.generate(  # type: ignore[operator]  # every causal LM has it
-            inputs_embeds=self.embed(batch["input_ids"], batch["pixel_values"]),
-            attention_mask=batch["attention_mask"],  # position ids follow from it, so padding does not count
+            inputs_embeds=self.embed(input_ids, batch["pixel_values"], batch.get("image_features")),
+            attention_mask=attention_mask,  # position ids follow from it, so padding does not count
+            **greedy_options(self.language, generation, shared=shared),
             **generation,
         )

@@ -125,7 +125,10 @@ def test_records_are_the_same_however_little_is_read_at_a_time(
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=False), encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(annotations, "_CHUNK", chunk)
-        assert list(annotations._records(path)) == list(enumerate(records))
+        found = list(annotations.records(path))
+        assert [(one.key, one.record) for one in found] == list(enumerate(records))
+        content = path.read_bytes()
+        assert [json.loads(content[slice(*one.span)]) for one in found] == records
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from sparkles.data import indexed
 from sparkles.data.annotations import AnnotationError, write_dialogues
 from sparkles.data.datamodule import SampleDataset, SparklesDataModule
 from sparkles.data.features import FeatureCache
@@ -15,7 +16,7 @@ from sparkles.data.images import ImageTransform
 from sparkles.data.mixture import Draw, SubsetSpec
 from sparkles.data.sources import DialogueFile
 from sparkles.prompt_format import MINIGPT4
-from sparkles.types import Dialogue, InputError, Message
+from sparkles.types import Dialogue, InputError, Message, Sample
 
 Batch = dict[str, torch.Tensor]
 MakeDataModule = Callable[..., SparklesDataModule]
@@ -441,3 +442,17 @@ def test_features_of_random_crops_are_kept_only_by_number(
 ) -> None:
     with pytest.raises(InputError, match=r"features cannot be kept: set data\.cached_crops"):
         make_datamodule(train_transform=ImageTransform(image_size=8, train=True), feature_cache=tmp_path)
+
+
+def test_batches_of_large_files_are_those_of_files_in_memory(
+    make_datamodule: MakeDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = batches_of(make_datamodule())
+    monkeypatch.setattr(indexed, "_SMALL", 0)
+    assert_same(batches_of(make_datamodule()), expected)
+    datamodule = make_datamodule(num_workers=2)
+    datamodule.setup("fit")
+    assert isinstance(datamodule._train_samples["cc"][0], Sample)
+    loader = datamodule.train_dataloader()
+    loader.load_state_dict(loader.state_dict() | {"position": 4})
+    assert_same(list(loader), expected[4:])

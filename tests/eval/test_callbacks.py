@@ -40,9 +40,12 @@ class ParrotModel(nn.Module):
         self.saw_pixels = False
         self.was_sampled = False
 
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.saw_pixels |= bool((pixel_values.abs() > 0.01).any())  # more than rounding of the mean
+        return pixel_values.flatten(2)
+
     def generate(self, batch: Mapping[str, torch.Tensor], **generation: Any) -> torch.Tensor:
         self.num_prompts += len(batch["input_ids"])
-        self.saw_pixels |= bool((batch["pixel_values"].abs() > 0.01).any())  # more than rounding of the mean
         self.was_sampled |= "logits_processor" in generation
         return torch.tensor([ord(character) for character in ANSWER]).expand(len(batch["input_ids"]), -1)
 
@@ -76,6 +79,7 @@ class Data(L.LightningDataModule):
             tokenizer=tokenizer, prompt_format=MINIGPT4, num_query_tokens=1, max_length=2_000
         )
         self.eval_transform = ImageTransform(image_size=8)
+        self.features = None
 
     def train_dataloader(self) -> DataLoader[int]:
         return DataLoader([0, 1])  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparkles.data.encoding import Encoder
+from sparkles.data.features import FeatureCache
 from sparkles.data.images import ImageTransform, load_image
 from sparkles.eval import responders
 from sparkles.eval.responders import ModelResponder, SeededNoise, StopStrings
@@ -25,6 +26,14 @@ class ScriptedModel(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
         self.new_ids = torch.tensor(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
         self.batches: list[Mapping[str, torch.Tensor]] = []
+        self.num_encoded = 0
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.num_encoded += len(pixel_values)
+        return pixel_values.flatten(2)
+
+    def encode_to_keep(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.encode_images(pixel_values).half()
 
     def generate(self, batch: Mapping[str, torch.Tensor], **generation: Any) -> torch.Tensor:
         self.batches.append(batch)
@@ -187,7 +196,7 @@ def test_auto_grows_from_batch_to_batch_while_the_device_has_room(
     assert sizes("cpu", room=5) == [2] * 11
 
 
-def test_pixels_stand_in_the_order_of_the_batch(
+def test_features_stand_in_the_order_of_the_batch(
     encoder: Encoder, make_responder: Callable[..., ModelResponder], pictures: Path, prompts: list[Prompt]
 ) -> None:
     model = ScriptedModel(encoder, "ok###")
@@ -197,7 +206,34 @@ def test_pixels_stand_in_the_order_of_the_batch(
     expected = [
         responder.transform(load_image(Image(image_id=1, path=pictures / name))) for name in longest_first
     ]
-    assert torch.equal(model.batches[0]["pixel_values"], torch.stack(expected))
+    assert torch.equal(model.batches[0]["image_features"], torch.stack(expected).flatten(2))
+
+
+def test_a_picture_is_encoded_once_for_all_prompts(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], prompts: list[Prompt]
+) -> None:
+    model = ScriptedModel(encoder, "ok###")
+    responder = make_responder(model=model, batch_size=2)
+    responder.respond(prompts)
+    different = {image for prompt in prompts for image in prompt.images}
+    assert model.num_encoded == len(different)
+    responder.respond(prompts)
+    assert model.num_encoded == len(different)
+
+
+def test_features_of_a_cache_are_those_that_it_would_have_been_given(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], prompts: list[Prompt], tmp_path: Path
+) -> None:
+    def features() -> tuple[int, list[torch.Tensor]]:
+        model = ScriptedModel(encoder, "ok###")
+        cache = FeatureCache(tmp_path / "features", encoder_hash="abc", shape=(3, 16 * 16))
+        make_responder(model=model, features=cache).respond(prompts)
+        return model.num_encoded, [batch["image_features"] for batch in model.batches]
+
+    (first_time, expected), (later, found) = features(), features()
+    assert first_time > later == 0
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert expected[0].dtype == torch.float16
 
 
 def test_generation_stops_at_the_stop_string_of_each_row(
