@@ -21,7 +21,7 @@ def metrics_of(predictions: Sequence[Prediction], *, reference_words: float | No
 
 def choice_metrics(predictions: Sequence[Prediction]) -> Metrics:
     """Accuracy overall and by kind of item. A response without a readable answer counts as wrong."""
-    return _with_kinds(predictions, _accuracy)
+    return _with_kinds(predictions, accuracy_metrics)
 
 
 def rating_metrics(predictions: Sequence[Prediction], *, reference_words: float | None = None) -> Metrics:
@@ -72,7 +72,8 @@ def _with_kinds(
     return measure(predictions) | kinds
 
 
-def _accuracy(predictions: Sequence[Prediction]) -> Metrics:
+def accuracy_metrics(predictions: Sequence[Prediction]) -> Metrics:
+    """Accuracy of these items together, with interval, failures, and what one answer to all of them would score."""
     num = len(predictions)
     correct = [bool(prediction.score.correct) for prediction in predictions]
     first_try = sum(right and p.num_tries == 1 for right, p in zip(correct, predictions, strict=True))

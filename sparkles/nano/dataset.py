@@ -8,6 +8,8 @@
     <root>/validation/             dialogues like VG's, for val/loss
     <root>/evaluation/{BISON,NLVR2,SparklesEval}/
 
+BISON and NLVR2 have a `captions.json` besides, with what each picture shows: their records do not say it.
+
 Training data show scenes of the train split only, benchmarks those of the eval split only (see `world.Scene.split`).
 The same seed and sizes give the same bytes.
 """
@@ -17,7 +19,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -37,6 +39,7 @@ from sparkles.nano.language import (
     BisonItem,
     Statement,
     bison_item,
+    caption,
     coarse_caption,
     statement,
 )
@@ -46,6 +49,7 @@ from sparkles.types import Image, Message, Prompt, Sample
 
 T = TypeVar("T")
 
+CAPTIONS = "captions.json"
 _MARKER = "scenes.json"
 _WORTH_PROCESSES = 3_000
 """Records from which processes save more time than they take to start."""
@@ -70,8 +74,17 @@ def ensure(root: str | Path, *, seed: int = 0, sizes: Sizes | None = None) -> Pa
     Raises:
         FileExistsError: `root` holds something else.
     """
-    root, sizes = Path(root), sizes or Sizes()
-    wanted = {"seed": seed, "sizes": asdict(sizes), "version": 5}
+    sizes = sizes or Sizes()
+    wanted = {"seed": seed, "sizes": asdict(sizes), "version": 6}
+    return write_once(Path(root), wanted, partial(write, seed=seed, sizes=sizes))
+
+
+def write_once(root: Path, wanted: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill `root` unless it holds what is `wanted` (as JSON) already.
+
+    Raises:
+        FileExistsError: `root` holds something else.
+    """
     marker = root / _MARKER
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
         return root
@@ -81,7 +94,7 @@ def ensure(root: str | Path, *, seed: int = 0, sizes: Sizes | None = None) -> Pa
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         with Console().status(f"drawing the scenes world into {root}"):
-            write(building, seed=seed, sizes=sizes)
+            write(building)
         (building / _MARKER).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
         if root.exists():
             shutil.rmtree(root)
@@ -177,13 +190,14 @@ def _write_captions(folder: Path, rng: random.Random, count: int) -> None:
 
 
 def _write_bison(folder: Path, rng: random.Random, count: int) -> None:
-    records = []
+    records, captions = [], {}
     for index in range(count):
         kind, label = BISON_KINDS[index // 2 % len(BISON_KINDS)], index % 2
-        item = _until(partial(_bison_item, kind, label, rng))
+        item = until(partial(_bison_item, kind, label, rng))
         ids = (2 * index + 1, 2 * index + 2)
         for image_id, scene in zip(ids, item.scenes, strict=True):
             _save(folder, image_id, scene)
+            captions[f"{image_id}.png"] = caption(scene)
         records.append(
             {
                 "evaluation_id": index + 1,
@@ -194,6 +208,7 @@ def _write_bison(folder: Path, rng: random.Random, count: int) -> None:
             }
         )
     _write_json(folder / "annotations" / "sparkles_evaluation_bison_annotations.json", records)
+    _write_json(folder / CAPTIONS, captions)
 
 
 def _bison_item(kind: str, label: int, rng: random.Random) -> BisonItem | None:
@@ -201,13 +216,14 @@ def _bison_item(kind: str, label: int, rng: random.Random) -> BisonItem | None:
 
 
 def _write_nlvr2(folder: Path, rng: random.Random, count: int) -> None:
-    records = []
+    records, captions = [], {}
     kinds = list(STATEMENTS)
     for index in range(count):
         kind, truth = kinds[index // 2 % len(kinds)], index % 2 == 0
-        scenes, made = _until(partial(_statement_item, kind, truth, rng))
+        scenes, made = until(partial(_statement_item, kind, truth, rng))
         for side, scene in enumerate(scenes):
-            _save(folder, f"eval-{index + 1}-0-img{side}", scene)
+            _save(folder, name := f"eval-{index + 1}-0-img{side}", scene)
+            captions[f"{name}.png"] = caption(scene)
         records.append(
             {
                 "evaluation_id": index + 1,
@@ -218,6 +234,7 @@ def _write_nlvr2(folder: Path, rng: random.Random, count: int) -> None:
             }
         )
     _write_json(folder / "annotations" / "sparkles_evaluation_nlvr2_annotations.json", records)
+    _write_json(folder / CAPTIONS, captions)
 
 
 def _statement_item(
@@ -256,7 +273,7 @@ def _draw(
     return shown
 
 
-def _until(make: Callable[[], T | None]) -> T:
+def until(make: Callable[[], T | None]) -> T:
     """Call until something comes."""
     while (made := make()) is None:
         pass
@@ -267,5 +284,5 @@ def _save(folder: Path, image_id: str | int, scene: Scene) -> None:
     render(scene).save(folder / "images" / f"{image_id}.png", compress_level=1)
 
 
-def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
+def _write_json(path: Path, records: list[dict[str, Any]] | dict[str, str]) -> None:
     path.write_text(json.dumps(records, indent=1), encoding="utf-8")

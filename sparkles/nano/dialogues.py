@@ -142,14 +142,21 @@ def possible_requests(
     return requests
 
 
-def phrase(request: Request, scenes: Scenes, rng: random.Random, layout: Layout = "word") -> str:
+def phrase(
+    request: Request,
+    scenes: Scenes,
+    rng: random.Random,
+    layout: Layout = "word",
+    phrasings: Mapping[str, Sequence[str]] = PHRASINGS,
+) -> str:
     """Words for a request; an earlier image is named by id or by number ("the first image")."""
     images = [image_reference(i) if layout == "word" else image_mention(i) for i in request.new]
     reference = ""
     if request.reference:
-        ordinal = f"the {ORDINALS[list(scenes).index(request.reference)]} image"
-        reference = rng.choice((image_mention(request.reference), ordinal))
-    text = rng.choice(PHRASINGS[request.kind]).format(
+        position = list(scenes).index(request.reference)
+        ordinals = [f"the {ordinal} image" for ordinal in ORDINALS[position : position + 1]]
+        reference = rng.choice([image_mention(request.reference), *ordinals])
+    text = rng.choice(phrasings[request.kind]).format(
         images=listing(images),
         reference=reference,
         noun=noun(request.word) if request.word else "",
@@ -248,13 +255,15 @@ def make_dialogue(
     *,
     layout: Layout = "word",
     kinds: Sequence[str] = tuple(PHRASINGS),
+    phrasings: Mapping[str, Sequence[str]] = PHRASINGS,
     dialogue_id: str = "",
 ) -> Dialogue:
     """A dialogue whose turn t shows the next `images_per_turn[t]` images; its answers are true of `shown`.
 
     Args:
         shown: image ids with the scenes as the author sees them (captions are all an author gets).
-        kinds: requests to choose among.
+        kinds: requests to choose among; where the images allow none of them, among all.
+        phrasings: words for each kind, in the form of `PHRASINGS`; of a kind that it lacks, any.
     """
     messages: list[Message] = []
     scenes: dict[str, Scene] = {}
@@ -265,12 +274,13 @@ def make_dialogue(
         scenes |= dict(turn)
         new = [image_id for image_id, _ in turn]
         possible = possible_requests(new, scenes, rng, told_story=kind == "story")
-        request = rng.choice([request for request in possible if request.kind in kinds])
+        request = rng.choice([request for request in possible if request.kind in kinds] or possible)
         kind = request.kind
         images = tuple(
             Image(image_id=int(i) if i.isdigit() else i, caption=caption(scene)) for i, scene in turn
         )
-        messages.append(Message(role="user", content=phrase(request, scenes, rng, layout), images=images))
+        asked = phrase(request, scenes, rng, layout, {**PHRASINGS, **phrasings})
+        messages.append(Message(role="user", content=asked, images=images))
         messages.append(Message(role="assistant", content=answer(request, scenes)))
     return Dialogue(messages=tuple(messages), dialogue_id=dialogue_id)
 
@@ -294,7 +304,18 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(rf"(?:IMAGE#\w+ )*{pattern}")
 
 
-_PATTERNS = [(kind, _pattern(template)) for kind, templates in PHRASINGS.items() for template in templates]
+_PATTERNS = [
+    (kind, template, _pattern(template)) for kind, templates in PHRASINGS.items() for template in templates
+]
+
+
+def phrasing_of(text: str) -> tuple[str, str] | None:
+    """Kind and phrasing of a user message without image tags, or None where it is none of this world's.
+
+    >>> phrasing_of("Describe IMAGE#7 and IMAGE#9.")
+    ('describe', 'Describe {images}.')
+    """
+    return next((found[:2] for found in _PATTERNS if found[2].fullmatch(text.strip())), None)
 
 
 def parse_request(text: str, image_ids: Sequence[str]) -> Request | None:
@@ -306,7 +327,7 @@ def parse_request(text: str, image_ids: Sequence[str]) -> Request | None:
     >>> parse_request("How does IMAGE#12 differ from the first image?", ["7", "9", "12"])
     Request(kind='differ', new=('12',), reference='7', word='')
     """
-    for kind, pattern in _PATTERNS:
+    for kind, _, pattern in _PATTERNS:
         if match := pattern.fullmatch(text.strip()):
             found = match.groupdict()
             new = tuple(re.findall(_MENTION, found["images"]))

@@ -10,11 +10,12 @@ world are complete, each request's true answer can be derived from them and ever
   first.
 * C3, relevance and completeness: how many of the facts that the request asks for are stated correctly.
 
-Each is a share v in [0, 1], rated 1 + 9 v.
+Each is a share v in [0, 1], rated 1 + 9 v. What has to be right for that is a judge's standard, see `STANDARDS`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sparkles.nano.dialogues import CONCLUSIONS, Claim, answer, claims, parse_request
 from sparkles.nano.language import NUMBERS, parse_caption
@@ -25,10 +26,43 @@ from sparkles.types import Dialogue, Verdict
 Rated = tuple[float, str]  # share in [0, 1], reason
 
 
+@dataclass(frozen=True)
+class Standard:
+    """What a judge asks of claims."""
+
+    earns: Callable[[float], float]
+    """What a claim about one image is worth of which this share holds."""
+    essence: Callable[[Claim], Hashable]
+    """What of a claim has to be as the true answer has it."""
+
+
+def _without_size(claim: Claim) -> Claim:
+    return claim._replace(value=(claim.value[0], *claim.value[2:])) if claim.kind == "thing" else claim
+
+
+def _topic(claim: Claim) -> tuple[str, str]:
+    return (
+        claim.kind,
+        "" if claim.kind == "most" else claim.image_id,
+    )  # which image it is would have to be seen
+
+
+STANDARDS: Mapping[str, Standard] = {
+    "fair": Standard(lambda share: share, lambda claim: claim),
+    "strict": Standard(lambda share: float(share == 1), lambda claim: claim),
+    "lenient": Standard(lambda share: float(share > 0), _without_size),
+    "blind": Standard(lambda share: 1.0, _topic),
+}
+"""fair: an object earns a share for each attribute. strict: all of its attributes or nothing. lenient: one right
+attribute will do, and sizes do not matter. blind: does not look at the images, so whatever is to the point holds."""
+
+
 class RubricJudge:
     """Rates two-turn dialogues of the scenes world; needs no network and always gives the same verdict."""
 
-    name = "rubric-1"
+    def __init__(self, *, standard: Literal["fair", "strict", "lenient", "blind"] = "fair") -> None:
+        self.name = "rubric-1" if standard == "fair" else f"rubric-1, {standard}"
+        self._standard = STANDARDS[standard]
 
     def judge(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
         return [self._verdict(dialogue) for dialogue in dialogues]
@@ -42,9 +76,9 @@ class RubricJudge:
         reasons: dict[str, dict[str, str]] = {}
         for index, turn in enumerate(turns):
             rated = {
-                "C1": _understanding(turn),
-                "C2": _coherence(turn, turns[index - 1] if index else None),
-                "C3": _completeness(turn),
+                "C1": _understanding(turn, self._standard),
+                "C2": _coherence(turn, turns[index - 1] if index else None, self._standard),
+                "C3": _completeness(turn, self._standard),
             }
             scores[f"A{index + 1}"] = {name: round(1 + 9 * share, 2) for name, (share, _) in rated.items()}
             reasons[f"A{index + 1}"] = {name: reason for name, (_, reason) in rated.items()}
@@ -101,25 +135,25 @@ def _facts(said: Sequence[Claim]) -> list[Claim]:
     return [claim for claim in said if claim.kind not in CONCLUSIONS]
 
 
-def _understanding(turn: _Turn) -> Rated:
+def _understanding(turn: _Turn, standard: Standard) -> Rated:
     facts = _facts(turn.said)
     if not facts:
         return 0.0, "It says nothing checkable about any image."
-    credits = [credit(claim, turn.scenes.get(claim.image_id)) for claim in facts]
+    credits = [standard.earns(credit(claim, turn.scenes.get(claim.image_id))) for claim in facts]
     wrong = [_spell(claim) for claim, value in zip(facts, credits, strict=True) if value < 1]
     reason = f"{len(facts) - len(wrong)} of {len(facts)} claims hold."
     return sum(credits) / len(facts), reason + (f" Not quite: {'; '.join(wrong[:3])}." if wrong else "")
 
 
-def _coherence(turn: _Turn, earlier: _Turn | None) -> Rated:
+def _coherence(turn: _Turn, earlier: _Turn | None, standard: Standard) -> Rated:
     parts, reasons = [], []
     asked = list(dict.fromkeys(claim.image_id for claim in _facts(turn.wanted)))
-    own = [_fits_best(image_id, turn) for image_id in asked]
+    own = [_fits_best(image_id, turn, standard) for image_id in asked]
     parts.append(sum(own) / len(own))
     reasons.append(f"{sum(own)} of {len(own)} images are told apart from the others.")
-    concluded = {claim for claim in turn.wanted if claim.kind in CONCLUSIONS}
+    concluded = {standard.essence(claim) for claim in turn.wanted if claim.kind in CONCLUSIONS}
     if concluded:
-        said = {claim for claim in turn.said if claim.kind in CONCLUSIONS}
+        said = {standard.essence(claim) for claim in turn.said if claim.kind in CONCLUSIONS}
         right = len(concluded & said)
         parts.append(right / max(len(concluded), len(said)))
         reasons.append(f"{right} of {len(concluded)} conclusions across images are right.")
@@ -132,12 +166,15 @@ def _coherence(turn: _Turn, earlier: _Turn | None) -> Rated:
     return share, " ".join(reasons)
 
 
-def _fits_best(image_id: str, turn: _Turn) -> bool:
+def _fits_best(image_id: str, turn: _Turn, standard: Standard) -> bool:
     """Whether what is said of the image fits it, and fits no other image of the dialogue better."""
     facts = [claim for claim in _facts(turn.said) if claim.image_id == image_id]
     if not facts:
         return False
-    fits = {other: sum(credit(claim, scene) for claim in facts) for other, scene in turn.scenes.items()}
+    fits = {
+        other: sum(standard.earns(credit(claim, scene)) for claim in facts)
+        for other, scene in turn.scenes.items()
+    }
     return fits[image_id] >= 0.75 * len(facts) and fits[image_id] == max(fits.values())
 
 
@@ -151,17 +188,18 @@ def _contradictions(turn: _Turn, earlier: _Turn) -> list[Claim]:
     return [claim for claim in _facts(turn.said) if before.get(key(claim), claim) != claim]
 
 
-def _completeness(turn: _Turn) -> Rated:
+def _completeness(turn: _Turn, standard: Standard) -> Rated:
     if turn.kind in ("story", "continue"):  # a story may be about any object of each image
         asked = {claim.image_id for claim in _facts(turn.wanted)}
         told = {
             claim.image_id
             for claim in turn.said
-            if claim.kind == "thing" and credit(claim, turn.scenes.get(claim.image_id)) == 1
+            if claim.kind == "thing" and standard.earns(credit(claim, turn.scenes.get(claim.image_id))) == 1
         }
         stated, wanted = len(asked & told), len(asked)
     else:
-        stated, wanted = len(set(turn.wanted) & set(turn.said)), len(set(turn.wanted))
+        asked_for = {standard.essence(claim) for claim in turn.wanted}
+        stated, wanted = len(asked_for & {standard.essence(claim) for claim in turn.said}), len(asked_for)
     return stated / wanted, f"{stated} of {wanted} facts asked for are stated correctly."
 
 

@@ -1,8 +1,11 @@
 """The upper bound of the miniature: its language model with each image's true facts as words in the image slots."""
 
+import json
 import random
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
 from rich.progress import track
@@ -12,6 +15,7 @@ from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder
 from sparkles.eval.answers import parse_choice
 from sparkles.nano.corpus import question, slot_words
+from sparkles.nano.dataset import CAPTIONS
 from sparkles.nano.language import BISON_KINDS, STATEMENTS, caption, parse_caption
 from sparkles.nano.pretrain_language import MAX_WORDS_PER_SLOT, SLOTS_PER_IMAGE, embed_with_words, word_ids
 from sparkles.prompt_format import MINIGPT4, image_mention
@@ -19,7 +23,10 @@ from sparkles.types import Image, Message, Prompt, Responder, Response
 
 
 class TextReference:
-    """A Responder that reads the images' captions in place of their pixels."""
+    """A Responder that reads the images' captions in place of their pixels.
+
+    Where an item says nothing of a picture, the `captions.json` of its data set does.
+    """
 
     name = "text reference"
 
@@ -44,7 +51,11 @@ class TextReference:
 
     @torch.inference_mode()
     def respond(self, prompts: Sequence[Prompt]) -> list[Response]:
-        """Answer each prompt; all its images need captions of the scenes world."""
+        """Answer each prompt.
+
+        Raises:
+            ValueError: an image has no caption of the scenes world.
+        """
         responses: list[Response] = []
         for start in range(0, len(prompts), self.batch_size):
             responses += self._respond_batch(prompts[start : start + self.batch_size])
@@ -59,7 +70,7 @@ class TextReference:
             pad_token_id=self.encoder.pad_token_id,
             side="left",
         )
-        scenes = [parse_caption(image.caption) for one in encoded for image in one.images]
+        scenes = [parse_caption(_caption(image)) for one in encoded for image in one.images]
         slots = [word_ids(words, self.tokenizer) for scene in scenes for words in slot_words(scene)]
         batch["slots"] = torch.tensor(slots, dtype=torch.long).view(-1, MAX_WORDS_PER_SLOT)
         new_ids = self.language.generate(
@@ -78,6 +89,18 @@ class TextReference:
             Response(text=text.partition(stop)[0].strip(), seconds=seconds, truncated=stop not in text)
             for text in texts
         ]
+
+
+def _caption(image: Image) -> str:
+    if image.caption or image.path is None:
+        return image.caption
+    return _captions(image.path.parents[1] / CAPTIONS).get(image.path.name, "")
+
+
+@cache
+def _captions(path: Path) -> dict[str, str]:
+    """Caption by file name; none where the file does not exist."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def accuracy_by_kind(responder: Responder, *, num: int, seed: int = 0) -> Mapping[str, float]:

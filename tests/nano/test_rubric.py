@@ -1,6 +1,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from sparkles.nano.dialogues import Claim, Request, answer, image_ids, make_dialogue
 from sparkles.nano.language import caption
-from sparkles.nano.rubric import RubricJudge, credit
+from sparkles.nano.rubric import STANDARDS, RubricJudge, credit
 from sparkles.nano.world import COLORS, Scene, random_scene
 from sparkles.prompt_format import image_reference
 from sparkles.types import CRITERIA, Dialogue, Image, Judge, Message, Verdict
@@ -245,3 +246,44 @@ def test_a_claim_about_an_object_earns_a_share_for_each_right_attribute(scenes: 
         credit(Claim("absent", "7", (color,)), scenes["7"]) == (color not in ("red", "blue"))
         for color in COLORS
     )
+
+
+# --- standards
+
+
+def rated(dialogue: Dialogue, standard: Any, criterion: str = "C1") -> float:
+    (verdict,) = RubricJudge(standard=standard).judge([dialogue])
+    assert verdict.scores is not None, verdict.unscored_reason
+    return verdict.scores["A1"][criterion]
+
+
+@pytest.mark.parametrize("standard", STANDARDS)
+def test_true_answers_are_rated_ten_by_every_standard(perfect: Dialogue, standard: str) -> None:
+    assert rated(perfect, standard) == rated(perfect, standard, "C3") == 10
+
+
+def test_one_wrong_attribute_costs_more_the_stricter_the_judge(perfect: Dialogue) -> None:
+    said_ = perfect.messages[1].content
+    wrong = with_answers(perfect, said_.replace("big red star", "big blue star"))
+    assert (
+        rated(wrong, "strict") < rated(wrong, "fair") < rated(wrong, "lenient") == rated(wrong, "blind") == 10
+    )
+
+
+def test_only_the_lenient_and_the_blind_overlook_a_wrong_size(perfect: Dialogue) -> None:
+    wrong = with_answers(perfect, perfect.messages[1].content.replace("big red star", "small red star"))
+    found = {standard: rated(wrong, standard, "C3") for standard in STANDARDS}
+    assert {standard for standard, rating in found.items() if rating == 10} == {"lenient", "blind"}
+
+
+def test_the_blind_believe_what_is_said_of_another_picture(scenes: Scenes, perfect: Dialogue) -> None:
+    swapped = {"7": scenes["9"], "9": scenes["7"]}
+    wrong = with_answers(perfect, answer(Request("describe", ("7", "9")), swapped))
+    assert rated(wrong, "blind") == 10 > rated(wrong, "lenient")
+    silent = with_answers(perfect, "I cannot tell.")
+    assert rated(silent, "blind") == rated(silent, "fair") == 1
+
+
+def test_each_standard_is_a_judge_of_its_own_name() -> None:
+    names = [RubricJudge(standard=standard).name for standard in STANDARDS]  # type: ignore[arg-type]
+    assert names == ["rubric-1", "rubric-1, strict", "rubric-1, lenient", "rubric-1, blind"]
