@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from sparkles.config import validate
+from sparkles.config import fill_missing, validate
 from sparkles.data.datamodule import SampleDataset, SparklesDataModule, join_turns
 from sparkles.data.mixture import SubsetSpec
 from sparkles.models.sparkles_chat import SparklesChat
@@ -67,7 +67,7 @@ def dry_run(cfg: DictConfig) -> None:
 
 def without_weights(cfg: DictConfig) -> DictConfig:
     """A copy that names no weights and makes no data; what has no value yet gets its own name for one."""
-    plain: dict[str, Any] = _fill(OmegaConf.to_container(cfg, resolve=False))
+    plain: dict[str, Any] = fill_missing(OmegaConf.to_container(cfg, resolve=False))
     for part in plain["model"].values():
         if isinstance(part, dict):
             part |= {key: None for key in ("checkpoint", "pretrained") if key in part}
@@ -77,18 +77,6 @@ def without_weights(cfg: DictConfig) -> DictConfig:
     }
     plain["data"]["prepare"] = None
     return OmegaConf.create(plain)
-
-
-def _fill(node: Any, path: str = "") -> Any:
-    """
-    >>> _fill({"weights": {"vision": "???"}, "seed": 0})
-    {'weights': {'vision': '<weights.vision>'}, 'seed': 0}
-    """
-    if isinstance(node, dict):
-        return {key: _fill(value, f"{path}.{key}".lstrip(".")) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_fill(value, f"{path}[{index}]") for index, value in enumerate(node)]
-    return f"<{path}>" if node == "???" else node
 
 
 def build_on_meta(cfg: DictConfig) -> SparklesChat:
@@ -250,6 +238,30 @@ def flops_per_image(model: SparklesChat) -> int:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What training takes; all but `steps` is of one step."""
+
+    steps: int
+    samples: int
+    tokens: float
+    images: float
+    flops: float
+
+
+def measure_work(cfg: DictConfig, model: SparklesChat, lengths: Lengths) -> Work:
+    """What the training of a config takes."""
+    samples = cfg.data.batch_size * cfg.trainer.get("accumulate_grad_batches", 1)
+    tokens, images = samples * lengths.mean_tokens, samples * lengths.mean_images
+    return Work(
+        steps=cfg.data.steps * cfg.trainer.max_epochs,
+        samples=samples,
+        tokens=tokens,
+        images=images,
+        flops=tokens * flops_per_token(model.language) + images * flops_per_image(model),
+    )
+
+
 def count_processes(trainer: DictConfig) -> int:
     """Processes of a run; `auto` and -1 count the GPUs of this machine."""
     devices = trainer.devices
@@ -305,24 +317,22 @@ def _table_of_memory(cfg: DictConfig, model: SparklesChat, parts: dict[str, Part
 
 
 def _table_of_work(cfg: DictConfig, model: SparklesChat, lengths: Lengths) -> Table:
+    work = measure_work(cfg, model, lengths)
     accumulated = cfg.trainer.get("accumulate_grad_batches", 1)
-    steps, samples = cfg.data.steps * cfg.trainer.max_epochs, cfg.data.batch_size * accumulated
-    tokens, images = samples * lengths.mean_tokens, samples * lengths.mean_images
-    flops = tokens * flops_per_token(model.language) + images * flops_per_image(model)
     subsets: dict[str, SubsetSpec] = instantiate(cfg.data.subsets, _convert_="all")
     if cfg.data.get("turns") == "joint":
         subsets, _ = join_turns(subsets)
     ratios = {name: spec.ratio for name, spec in subsets.items() if spec.ratio > 0}
     shares = ", ".join(f"{name} {ratio / sum(ratios.values()):.1%}" for name, ratio in ratios.items())
     rows = {
-        "steps": (f"{steps:,}", f"{steps * samples:,} samples"),
+        "steps": (f"{work.steps:,}", f"{work.steps * work.samples:,} samples"),
         "batch": (
-            f"{samples:,}",
+            f"{work.samples:,}",
             f"{cfg.data.batch_size} over all processes, times {accumulated} accumulated",
         ),
-        "tokens a step": (f"{tokens:,.0f}", f"with image slots; {lengths.source}"),
-        "images a step": (f"{images:,.0f}", ""),
-        "FLOPs a step": (f"{flops:.2e}", "4 N a token, as N is frozen; 2 N an image token"),
+        "tokens a step": (f"{work.tokens:,.0f}", f"with image slots; {lengths.source}"),
+        "images a step": (f"{work.images:,.0f}", ""),
+        "FLOPs a step": (f"{work.flops:.2e}", "4 N a token, as N is frozen; 2 N an image token"),
         "precision": (str(cfg.trainer.precision), f"devices={cfg.trainer.devices}"),
         "mixture": (cfg.data.mix, shares),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from sparkles.eval.benchmark import Prediction
 
@@ -79,23 +79,54 @@ def variance(run: Sequence[str], json: bool | str = False) -> None:
 
 
 def power(
-    num: int,
+    num: int | None = None,
     accuracy: float = 0.5,
-    discordance: Sequence[float] = (0.1, 0.2, 0.3, 0.5),
+    discordance: Sequence[float] = (),
     deviation: float | None = None,
+    table: str | None = None,
+    size: Literal["nano", "7b"] = "nano",
+    seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
     json: bool | str = False,
 ) -> None:
-    """The smallest difference that `num` items show with 80 % power at the 5 % level.
+    """The smallest difference that `num` items show with 80 % power at the 5 % level, before anything is spent.
 
     num=150          items
     accuracy=0.57    of the weaker run, for runs on different items
     discordance=0.3  share of items that one run has right and the other wrong, for runs on the same items
     deviation=1.5    standard deviation of ratings (different items) or of their differences (the same items)
+    table=table4     which rows of a table can be told from its reference row, and what the table would cost: in time
+                     as finished runs took it, FLOPs, and dollars for endpoints. With size=7b seeds=[0,1] num=600,
+                     overrides=judge.model=NAME (any override of train.py, for all rows)
     json=true|FILE   print JSON, or write it, instead of the table
     """
-    from sparkles.eval.power import detectable_differences, power_table
+    from rich.console import Group
 
-    found = detectable_differences(num, accuracy=accuracy, discordances=discordance, deviation=deviation)
+    from sparkles.eval.power import detectable_differences, power_table
+    from sparkles.types import InputError
+
+    if table is not None:
+        from sparkles.tables.plan import Assumed, plan_table, plan_tables, plan_values
+        from sparkles.tables.spec import read_table
+
+        changes = {"num": num, "seeds": list(seeds) or None}
+        spec = read_table(
+            table,
+            size,
+            changes={key: value for key, value in changes.items() if value is not None},
+            overrides=overrides,
+        )
+        assumed = {"discordance": next(iter(discordance), None), "deviation": deviation}
+        plan = plan_table(
+            spec, Assumed(**{key: value for key, value in assumed.items() if value is not None})
+        )
+        _show(Group(*plan_tables(plan)), plan_values(plan), json)
+        return
+    if num is None:
+        raise InputError("power: missing num; give num=..., or table=...")
+    found = detectable_differences(
+        num, accuracy=accuracy, discordances=discordance or (0.1, 0.2, 0.3, 0.5), deviation=deviation
+    )
     _show(power_table(num, found), [asdict(one) for one in found], json)
 
 
@@ -133,8 +164,9 @@ def rescore(
     """
     from rich.console import Console
 
+    from sparkles.eval.rendering import rich_table
     from sparkles.eval.rescore import rescore as rescore_run
-    from sparkles.eval.table import comparison_table
+    from sparkles.eval.table import compare as compare_folders
 
     folder = rescore_run(
         Path(path),
@@ -143,7 +175,7 @@ def rescore(
         judge=judge,
         reparse=reparse,
     )
-    Console().print(comparison_table({folder.resolve().name: folder}))
+    Console().print(rich_table(compare_folders({folder.resolve().name: folder})))
     print(f"{folder}/metrics.json and {folder}/report.html")
 
 
@@ -158,7 +190,7 @@ def _only(benchmark: str, runs: "dict[str, list[Prediction]]", path: str) -> "di
     return {benchmark: runs[benchmark]}
 
 
-def _show(table: "Table", values: list[dict[str, Any]], json: bool | str) -> None:
+def _show(table: "RenderableType", values: list[dict[str, Any]], json: bool | str) -> None:
     text = json_format.dumps(values, indent=2, ensure_ascii=False)
     if isinstance(json, str):
         Path(json).write_text(text + "\n", encoding="utf-8")

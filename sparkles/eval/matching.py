@@ -57,17 +57,18 @@ def dialogue_key(prediction: Prediction) -> str:
 
 def shared_content(predictions: Sequence[Prediction]) -> Overlap | None:
     """Which items share a sentence (their whole prompt) or a picture."""
-    return overlap([_pieces(prediction) for prediction in predictions])
+    return overlap([pieces_of(prediction) for prediction in predictions])
+
+
+def pieces_of(prediction: Prediction) -> list[Hashable]:
+    """What an item may share with others: its sentence and its pictures."""
+    pictures = [image["path"] or image["caption"] for image in _images(prediction)]
+    return [("prompt", prediction.prompt), *(("picture", picture) for picture in pictures if picture)]
 
 
 def answer_words(prediction: Prediction) -> int:
     """Length of all answers together."""
     return sum(len(said["content"].split()) for said in prediction.dialogue if said["role"] == "assistant")
-
-
-def _pieces(prediction: Prediction) -> list[Hashable]:
-    pictures = [image["path"] or image["caption"] for image in _images(prediction)]
-    return [("prompt", prediction.prompt), *(("picture", picture) for picture in pictures if picture)]
 
 
 def _images(prediction: Prediction) -> list[dict[str, Any]]:

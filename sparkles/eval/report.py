@@ -132,6 +132,18 @@ def outcome_of(prediction: Prediction) -> Outcome:
     return "right" if score.correct else "wrong"
 
 
+def verdict_of(prediction: Prediction) -> tuple[str, str]:
+    """What came of an item in a word or two, and what is to be said besides."""
+    score, label = prediction.score, prediction.label
+    if score.verdict:
+        if not score.verdict.scores:
+            return "not rated", score.verdict.unscored_reason
+        return f"{overall_rating(score.verdict.scores):.1f} of 10", ""
+    if score.answer is None:
+        return "? no answer could be read", f"the label is {label}"
+    return (f"✓ {score.answer}", "") if score.correct else (f"✗ {score.answer}", f"the label is {label}")
+
+
 def messages_of(prediction: Prediction) -> tuple[Message, ...]:
     """The dialogue of a prediction, as its line has it."""
     return tuple(
@@ -248,7 +260,7 @@ def _rating(metrics: Metrics, key: str) -> Headline | None:
 
 
 def _item(prediction: Prediction, speech: Speech) -> Item:
-    verdict, note = _verdict(prediction)
+    verdict, note = verdict_of(prediction)
     return Item(
         item_id=prediction.item_id,
         kind=prediction.kind,
@@ -309,18 +321,6 @@ def _ratings(prediction: Prediction, answer: str, speech: Speech) -> Iterator[Ra
                 if criterion in scores.get(answer, {})
             },
         )
-
-
-def _verdict(prediction: Prediction) -> tuple[str, str]:
-    """In a word or two, and what is to be said besides."""
-    score, label = prediction.score, prediction.label
-    if score.verdict:
-        if not score.verdict.scores:
-            return "not rated", score.verdict.unscored_reason
-        return f"{overall_rating(score.verdict.scores):.1f} of 10", ""
-    if score.answer is None:
-        return "? no answer could be read", f"the label is {label}"
-    return (f"✓ {score.answer}", "") if score.correct else (f"✗ {score.answer}", f"the label is {label}")
 
 
 def _read_optional(path: Path) -> str:

@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from sparkles.eval.benchmark import Metrics
+from sparkles.eval.rendering import Cell, Comparison, csv_text, latex, markdown, rich_table
 from sparkles.types import InputError
+
+Metric = Literal["accuracy", "overall", "other"]
 
 BENCHMARK_TITLES = {"bison": "BISON", "nlvr2": "NLVR2", "nlvr": "NLVR", "sparkles_eval": "SparklesEval"}
 """Display names, in the order of the columns; other benchmarks follow under their own names."""
 
 PAPER_COLUMNS = ("row", "label", "benchmark", "value", "num", "source")
-PAPER_NOTE = (
-    "* paper, other scale: full-size models on the paper's own items; not comparable with the value above it."
-)
+PAPER_NOTE = "* paper, other scale: full-size models on the paper's own items; not comparable with ours."
 INTERVAL_NOTE = "In brackets the 95 % interval; n is the number of items."
 
 
@@ -39,8 +38,8 @@ class RunFolderError(InputError):
 class Headline:
     """The number that a benchmark, or one kind of its items, is judged by, with its 95 % interval."""
 
-    metric: Literal["accuracy", "overall"]
-    """`accuracy` is a share of 1 and shown in percent; `overall` is a rating from 1 to 10."""
+    metric: Metric
+    """`accuracy` is a share of 1 and shown in percent, `overall` a rating from 1 to 10, `other` shown as it is."""
     value: float | None
     """None when no item could be scored."""
     low: float | None = None
@@ -57,24 +56,24 @@ class Headline:
         >>> Headline.read({"bison/accuracy": 0.5, "bison/num": 4}, "bison").shown
         '50.0'
         """
-        metric: Literal["accuracy", "overall"]
+        metric: Metric
         for metric in ("accuracy", "overall"):
             if (key := f"{prefix}/{metric}") in metrics:
-                num = _number(metrics.get(f"{prefix}/num"))
+                num = number(metrics.get(f"{prefix}/num"))
                 return cls(
                     metric=metric,
-                    value=_number(metrics[key]),
-                    low=_number(metrics.get(f"{key}_low")),
-                    high=_number(metrics.get(f"{key}_high")),
+                    value=number(metrics[key]),
+                    low=number(metrics.get(f"{key}_low")),
+                    high=number(metrics.get(f"{key}_high")),
                     num=None if num is None else int(num),
-                    unscored=int(_number(metrics.get(f"{prefix}/unscored")) or 0),
-                    majority_rate=_number(metrics.get(f"{prefix}/majority_rate")),
+                    unscored=int(number(metrics.get(f"{prefix}/unscored")) or 0),
+                    majority_rate=number(metrics.get(f"{prefix}/majority_rate")),
                 )
         return None
 
     @property
     def unit(self) -> str:
-        return "accuracy, %" if self.metric == "accuracy" else "1 to 10"
+        return {"accuracy": "accuracy, %", "overall": "1 to 10", "other": ""}[self.metric]
 
     @property
     def shown(self) -> str:
@@ -107,6 +106,12 @@ class Headline:
         return ", ".join(num + ([f"{self.unscored} unscored"] if self.unscored else []))
 
     def show(self, value: float) -> str:
+        """
+        >>> Headline(metric="other", value=None).show(4521.0)
+        '4,521'
+        """
+        if self.metric == "other":
+            return f"{value:,.5g}"
         return f"{100 * value:.1f}" if self.metric == "accuracy" else f"{value:.2f}"
 
     def position(self, value: float) -> float:
@@ -121,32 +126,13 @@ class PaperValue:
     label: str
     value: str
     """Empty where no source gives it."""
+    num: int | None = None
+    """Of the items that it is a mean of."""
     source: str
 
 
 PaperValues = Mapping[tuple[str, str], PaperValue]
 """Keyed by (row, benchmark)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What one run achieved on one benchmark (None: not measured), and what the paper reports there."""
-
-    headline: Headline | None
-    paper: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The grid behind both renderings."""
-
-    columns: tuple[str, ...]
-    rows: Mapping[str, tuple[Cell, ...]]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        has_paper = any(cell.paper for cells in self.rows.values() for cell in cells)
-        return (INTERVAL_NOTE, PAPER_NOTE) if has_paper else (INTERVAL_NOTE,)
 
 
 def read_metrics(run_dir: Path) -> Metrics:
@@ -205,12 +191,19 @@ def read_paper(path: Path) -> PaperValues:
             raise RunFolderError(
                 f"{path}: got the columns {','.join(columns)}, expected {','.join(PAPER_COLUMNS)}"
             )
-        return {
-            (line["row"], line["benchmark"]): PaperValue(
-                label=line["label"], value=line["value"], source=line["source"]
+        found = {}
+        for at, line in enumerate(reader, start=2):
+            if line["num"] and not line["num"].isdigit():
+                raise RunFolderError(
+                    f"{path}, line {at}: num={line['num']}; expected a number of items, or nothing"
+                )
+            found[line["row"], line["benchmark"]] = PaperValue(
+                label=line["label"],
+                value=line["value"],
+                num=int(line["num"]) if line["num"] else None,
+                source=line["source"],
             )
-            for line in reader
-        }
+    return found
 
 
 def compare(runs: Mapping[str, Path], paper: Path | None = None) -> Comparison:
@@ -227,72 +220,54 @@ def compare(runs: Mapping[str, Path], paper: Path | None = None) -> Comparison:
     if not columns:
         folders = ", ".join(map(str, runs.values()))
         raise RunFolderError(f"no benchmark in the metrics.json of {folders}; let a run finish one first")
+    headlines = {
+        row: [Headline.read(values, column) for column in columns] for row, values in metrics.items()
+    }
+    values = {key: one.value for key, one in published.items() if one.value and key[0] in runs}
+    rows = tuple(
+        (
+            labels.get(row, row),
+            tuple(
+                headline_cell(headline, paper=f"{values[row, column]}*" if (row, column) in values else "")
+                for column, headline in zip(columns, found, strict=True)
+            ),
+        )
+        for row, found in headlines.items()
+    )
+    units = [
+        next((headline.unit for headline in column if headline), "missing")
+        for column in zip(*headlines.values(), strict=True)
+    ]
     return Comparison(
-        columns=tuple(columns),
-        rows={
-            labels.get(row, row): tuple(
-                Cell(
-                    headline=Headline.read(values, column),
-                    paper=published[row, column].value if (row, column) in published else "",
-                )
-                for column in columns
-            )
-            for row, values in metrics.items()
+        columns=tuple(f"{title_of(name)}, {unit}" for name, unit in zip(columns, units, strict=True)),
+        rows=rows,
+        notes=(INTERVAL_NOTE, PAPER_NOTE) if values else (INTERVAL_NOTE,),
+    )
+
+
+def headline_cell(headline: Headline | None, *, paper: str = "") -> Cell:
+    """A headline as a cell; None is one that is missing."""
+    if headline is None:
+        return Cell(problem="missing", paper=paper, raw={"paper": paper.rstrip("*")})
+    return Cell(
+        value=headline.shown,
+        interval=headline.interval,
+        facts=tuple(headline.counts.split(", ")) if headline.counts else (),
+        paper=paper,
+        raw={
+            "value": headline.value,
+            "low": headline.low,
+            "high": headline.high,
+            "num": headline.num,
+            "unscored": headline.unscored,
+            "paper": paper.rstrip("*"),
         },
     )
 
 
-def comparison_table(runs: Mapping[str, Path], paper: Path | None = None) -> Table:
-    """The comparison for a terminal."""
-    comparison = compare(runs, paper)
-    table = Table(show_lines=True, caption="\n".join(comparison.notes), caption_justify="left")
-    table.add_column("run", style="bold", overflow="fold")
-    for name in comparison.columns:
-        table.add_column(f"{title_of(name)}\n{_unit(comparison, name)}", no_wrap=True)
-    for row, cells in comparison.rows.items():
-        table.add_row(Text(row), *map(_rich_cell, cells))
-    return table
-
-
-def comparison_markdown(runs: Mapping[str, Path], paper: Path | None = None) -> str:
-    """The same comparison as a Markdown table with its notes below."""
-    comparison = compare(runs, paper)
-    header = ["run", *(f"{title_of(name)}, {_unit(comparison, name)}" for name in comparison.columns)]
-    lines = [header, ["---"] * len(header)]
-    lines += [
-        [row, *(" ".join(_plain_lines(cell)) for cell in cells)] for row, cells in comparison.rows.items()
-    ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *(note.replace("*", "\\*") for note in comparison.notes)])
-
-
-def _number(value: float | str | None) -> float | None:
+def number(value: float | str | None) -> float | None:
     """A finite number, or None: JSON holds null or NaN where a mean was taken over nothing."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _unit(comparison: Comparison, benchmark: str) -> str:
-    column = comparison.columns.index(benchmark)
-    headlines = (cells[column].headline for cells in comparison.rows.values())
-    return next((headline.unit for headline in headlines if headline), "missing")
-
-
-def _rich_cell(cell: Cell) -> Text:
-    """Text and not markup, because an interval and a run's name may hold brackets."""
-    headline = cell.headline
-    if headline is None:
-        text = Text("missing", style="yellow")
-    else:
-        text = Text.assemble(
-            (headline.shown, "bold green"), f" {headline.interval}\n", (headline.counts, "dim")
-        )
-    return text.append(f"\npaper {cell.paper}*", style="dim") if cell.paper else text
-
-
-def _plain_lines(cell: Cell) -> list[str]:
-    headline = cell.headline
-    ours = [f"**{headline.shown}**", headline.interval, f"({headline.counts})"] if headline else ["missing"]
-    return [line for line in ours if line] + ([f"paper {cell.paper}\\*"] if cell.paper else [])
 
 
 def _named_runs(arguments: Sequence[str]) -> dict[str, Path]:
@@ -318,16 +293,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--paper", type=Path, help="published values to show beside ours (experiments/<table>/paper.csv)"
     )
-    parser.add_argument("--markdown", action="store_true", help="print Markdown, for a README")
+    style = parser.add_mutually_exclusive_group()
+    for name, render in {"markdown": markdown, "latex": latex, "csv": csv_text}.items():
+        style.add_argument(
+            f"--{name}", dest="render", action="store_const", const=render, help=f"print {name}"
+        )
     options = parser.parse_args(arguments)
     try:
-        runs = _named_runs(options.runs)
-        if options.markdown:
-            print(comparison_markdown(runs, options.paper))
-        else:
-            Console().print(comparison_table(runs, options.paper))
+        comparison = compare(_named_runs(options.runs), options.paper)
     except RunFolderError as error:
         raise SystemExit(f"error: {error}") from error
+    if options.render:
+        print(options.render(comparison))
+    else:
+        Console().print(rich_table(comparison))
 
 
 if __name__ == "__main__":

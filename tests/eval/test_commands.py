@@ -84,6 +84,15 @@ def test_power_needs_no_run(run: Callable[..., str]) -> None:
     assert [one["test"] for one in found] == ["exact McNemar", "two proportions"]
 
 
+def test_power_plans_a_table(
+    run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from runs that there may be
+    found = json.loads(run("power", "table=placement", "num=600", "seeds=[0,1]", "json=true"))
+    assert {(one["num"], one["seeds"]) for one in found} == {(600, 2)}
+    assert all(one["spread"].startswith("assumed") for one in found)
+
+
 def test_a_run_is_scored_again(make_prediction: Make, write_run: Write, run: Callable[..., str]) -> None:
     folder = write_run("a", bison=[make_prediction("1")])
     assert f"{folder}/metrics.json" in run("rescore", f"path={folder}").replace("\n", "")
@@ -104,6 +113,8 @@ def test_a_run_is_scored_again(make_prediction: Make, write_run: Write, run: Cal
             "compare: match=name; expected one of 'content', 'id'",
         ),
         (["power", "num=many"], r"power: num=many; expected int"),
+        (["power"], r"power: missing num; give num=\.\.\., or table="),
+        (["power", "table=tabel4"], r"no table 'tabel4'; did you mean table4"),
         (["power", "num=150", "accuracy=57"], "accuracy=57: expected a share between 0 and 1"),
     ],
 )

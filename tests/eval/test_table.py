@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sparkles.eval.rendering import rich_table
 from sparkles.eval.table import (
     PAPER_COLUMNS,
     Headline,
     RunFolderError,
     compare,
-    comparison_markdown,
-    comparison_table,
     main,
     read_paper,
 )
@@ -33,28 +32,28 @@ def write_paper(path: Path, *lines: str) -> Path:
     return path
 
 
-def shown(table: object) -> str:
+def shown(runs: dict[str, Path], paper: Path | None = None) -> str:
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(table)
+        console.print(rich_table(compare(runs, paper)))
     return capture.get()
 
 
 def test_cell_shows_value_interval_and_denominator(tmp_path: Path) -> None:
     run = write_run(tmp_path / "mine", BISON | {"bison/unscored": 2})
-    text = shown(comparison_table({"mine": run}))
+    text = shown({"mine": run})
     assert "88.2 [85.0, 91.0]" in text
     assert "n=600, 2 unscored" in text
 
 
 def test_ratings_are_not_shown_as_percentages(tmp_path: Path) -> None:
-    assert "7.71 [7.50, 7.90]" in shown(comparison_table({"a": write_run(tmp_path / "a", RATED)}))
+    assert "7.71 [7.50, 7.90]" in shown({"a": write_run(tmp_path / "a", RATED)})
 
 
 def test_paper_value_stands_in_the_cell_marked_as_another_scale(tmp_path: Path) -> None:
     run = write_run(tmp_path / "mine", BISON)
     paper = write_paper(tmp_path / "paper.csv", "mine,My Model,bison,56.7,150,Table 3")
-    text = shown(comparison_table({"mine": run}, paper))
+    text = shown({"mine": run}, paper)
     assert "My Model" in text
     assert "paper 56.7*" in text
     assert "* paper, other scale" in text
@@ -63,16 +62,16 @@ def test_paper_value_stands_in_the_cell_marked_as_another_scale(tmp_path: Path) 
 def test_unpublished_value_stays_empty(tmp_path: Path) -> None:
     run = write_run(tmp_path / "mine", BISON)
     paper = write_paper(tmp_path / "paper.csv", "mine,My Model,bison,,,not in the paper")
-    assert "paper" not in shown(comparison_table({"mine": run}, paper))
+    assert "paper" not in shown({"mine": run}, paper)
 
 
 def test_absent_benchmarks_and_unfinished_runs_are_shown_as_missing(tmp_path: Path) -> None:
     runs = {"a": write_run(tmp_path / "a", BISON | RATED), "b": write_run(tmp_path / "b", BISON)}
     runs["unfinished"] = write_run(tmp_path / "c", None)
     comparison = compare(runs)
-    assert comparison.columns == ("bison", "sparkles_eval")
-    assert comparison.rows["b"][1].headline is None
-    assert shown(comparison_table(runs)).count("missing") == 3
+    assert comparison.columns == ("BISON, accuracy, %", "SparklesEval, 1 to 10")
+    assert dict(comparison.rows)["b"][1].problem == "missing"
+    assert shown(runs).count("missing") == 3
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
@@ -84,19 +83,12 @@ def test_a_mean_over_nothing_is_said_to_be_unscored(value: float | None) -> None
 
 def test_kinds_are_not_taken_for_benchmarks(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", BISON | {"bison/kind/place/accuracy": 0.5})
-    assert compare({"a": run}).columns == ("bison",)
+    assert compare({"a": run}).columns == ("BISON, accuracy, %",)
 
 
 def test_brackets_in_a_run_name_are_not_markup(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", BISON)
-    assert "[bold]x[/y]" in shown(comparison_table({"[bold]x[/y]": run}))
-
-
-def test_markdown_has_as_many_cells_in_each_row(tmp_path: Path) -> None:
-    runs = {"a": write_run(tmp_path / "a", BISON | RATED), "b": write_run(tmp_path / "b", BISON)}
-    rows = comparison_markdown(runs).split("\n\n")[0].splitlines()
-    assert {row.count("|") for row in rows} == {4}
-    assert "**88.2** [85.0, 91.0] (n=600)" in rows[2]
+    assert "[bold]x[/y]" in shown({"[bold]x[/y]": run})
 
 
 def test_command_names_rows_by_folder_or_by_argument(
@@ -134,6 +126,30 @@ def test_paper_with_other_columns_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        ("--markdown", "| a | 88.2 [85.0, 91.0] (n=600) | 7.71 [7.50, 7.90] |"),
+        (
+            "--latex",
+            r"a & 88.2 {\scriptsize {[85.0, 91.0]} n=600} &  & 7.71 {\scriptsize {[7.50, 7.90]}} &  \\",
+        ),
+        ("--csv", '"BISON, accuracy, %",0.8825,0.85,0.91,600,0,,'),
+    ],
+)
+def test_command_prints_other_styles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], style: str, expected: str
+) -> None:
+    main([str(write_run(tmp_path / "a", BISON | RATED)), style])
+    assert expected in capsys.readouterr().out
+
+
+def test_paper_with_a_number_of_items_that_is_none_is_refused(tmp_path: Path) -> None:
+    paper = write_paper(tmp_path / "paper.csv", "mine,My Model,bison,56.7,many,Table 3")
+    with pytest.raises(RunFolderError, match=r"line 2: num=many; expected a number of items, or nothing"):
+        read_paper(paper)
+
+
+@pytest.mark.parametrize(
     "path", sorted(REPOSITORY.glob("experiments/*/paper.csv")), ids=lambda p: p.parent.name
 )
 def test_shipped_published_values_are_numbers_with_a_source(path: Path) -> None:
@@ -141,4 +157,4 @@ def test_shipped_published_values_are_numbers_with_a_source(path: Path) -> None:
     with path.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             assert line["source"]
-            assert not line["value"] or 0 <= float(line["value"]) <= 100
+            assert not line["value"] or float(line["value"]) >= 0

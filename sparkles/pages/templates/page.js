@@ -45,6 +45,34 @@ function filterable(list) {
   return list;
 }
 
+// Two rows of a table on the same items.
+for (const list of document.querySelectorAll("[data-pair]")) {
+  const items = [...list.querySelectorAll("article")];
+  const [one, other, which] = list.querySelectorAll("select");
+
+  function apply() {
+    for (const item of items) {
+      const right = [one, other].map(side => {
+        const answer = item.querySelector(`[data-row="${side.value}"]`);
+        return answer.dataset.outcome === "right";
+      });
+      for (const answer of item.querySelectorAll("[data-row]")) {
+        answer.hidden = ![one.value, other.value].includes(answer.dataset.row);
+        answer.style.order = answer.dataset.row === one.value ? 0 : 1;
+      }
+      const shown = { differ: right[0] !== right[1], first: right[0] && !right[1], second: right[1] && !right[0], all: true };
+      item.hidden = !shown[which.value];
+    }
+    const left = items.filter(item => !item.hidden).length;
+    list.querySelector(".shown").textContent = `${left} of ${items.length}`;
+    list.querySelector(".none").hidden = left > 0;
+  }
+
+  for (const choice of [one, other, which]) choice.addEventListener("input", apply);
+  list.querySelector(".filters").hidden = false;
+  apply();
+}
+
 // Pictures: a mention stands for the picture of the same name in its dialogue.
 const pictureOf = place => place.matches(".picture") ? place : [...place.closest("article").querySelectorAll(".picture")]
   .find(picture => picture.dataset.mention === place.textContent);
