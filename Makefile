@@ -1,7 +1,9 @@
 PYTHON ?= python3
 PY := .venv/bin/python
+SIZE := nano
+TABLES := $(basename $(notdir $(wildcard conf/table/*.yaml)))
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo figures nano test bench lint format
+.PHONY: help .venv demo tables $(TABLES) figures nano serve test bench lint format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9_-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +23,13 @@ demo: .venv ## fine-tune and measure the nano model, its baseline and a control;
 	$(PY) train.py -m experiment=sparkleschat,minigpt4,blanked run_dir=runs/demo 'hydra.sweep.subdir=$${hydra:runtime.choices.experiment}'
 	$(PY) -m sparkles.eval.table $(addprefix runs/demo/,minigpt4 sparkleschat blanked) --paper experiments/demo/paper.csv
 
+tables: ## all tables; make table4 (or another of conf/table/) runs one: SIZE=7b DRY_RUN=1 ARGS='num=600'
+	@$(MAKE) --keep-going $(TABLES)
+
+# `make --dry-run` runs the line as well (+), and the command then prints its plan.
+$(TABLES): .venv
+	+@$(PY) -m sparkles.tables table=$@ size=$(SIZE) $(if $(or $(DRY_RUN),$(findstring n,$(firstword -$(MAKEFLAGS)))),--dry-run) $(ARGS)
+
 SETS := data/scenes/SparklesDialogue
 figures: .venv ## draw the statistics of the miniature's two data sets into docs/figures
 	$(PY) -c 'from sparkles.nano.dataset import ensure; ensure("data/scenes")'
@@ -29,6 +38,9 @@ figures: .venv ## draw the statistics of the miniature's two data sets into docs
 
 nano: .venv ## make the shipped nano weights again, from nothing
 	$(PY) -m sparkles.nano
+
+serve: .venv ## an OpenAI-compatible endpoint on this machine, with the nano model
+	$(PY) -m sparkles.serve api
 
 test: .venv ## run the tests; offline, without a GPU or a key
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2

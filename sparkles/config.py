@@ -48,7 +48,7 @@ def validate(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         # Most often some `${...}` leads to a `???`, which OmegaConf tells in terms of the former.
         written = OmegaConf.to_container(cfg, resolve=False)
-        missing = "\n  ".join(_no_value(path) for path, node in _nodes(written) if node == "???")
+        missing = "\n  ".join(map(_no_value, missing_keys(written)))
         raise ConfigError(missing or f"the config cannot be resolved: {error}") from error
     problems = list(_problems(tree))
     if problems:
@@ -62,6 +62,28 @@ def _problems(tree: object) -> Iterator[str]:
             yield _no_value(path)
         elif isinstance(node, dict) and "_target_" in node:
             yield from _call_problems(path, node)
+
+
+def missing_keys(tree: object) -> list[str]:
+    """The keys of an unresolved config that have no value yet.
+
+    >>> missing_keys({"weights": {"vision": "???"}, "seed": 0})
+    ['weights.vision']
+    """
+    return [path for path, node in _nodes(tree) if node == "???"]
+
+
+def fill_missing(node: Any, path: str = "") -> Any:
+    """An unresolved config in which what has no value yet has its own name for one.
+
+    >>> fill_missing({"weights": {"vision": "???"}, "seed": 0})
+    {'weights': {'vision': '<weights.vision>'}, 'seed': 0}
+    """
+    if isinstance(node, dict):
+        return {key: fill_missing(value, f"{path}.{key}".lstrip(".")) for key, value in node.items()}
+    if isinstance(node, list):
+        return [fill_missing(value, f"{path}[{index}]") for index, value in enumerate(node)]
+    return f"<{path}>" if node == "???" else node
 
 
 def _no_value(path: str) -> str:
@@ -190,23 +212,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     Whatever else is raised is a bug and keeps its traceback, also when `instantiate` wrapped it.
     """
 
-    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
-        @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
-        @functools.wraps(task)
-        def run(cfg: DictConfig) -> None:
-            try:
-                task(cfg)
-            except Exception as error:
-                cause: BaseException = error
-                while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-                    cause = cause.__cause__
-                if isinstance(cause, InputError | OSError):
-                    raise CompactHydraException(_message(cause)) from error  # printed without a traceback
-                if cause is not error:
-                    raise cause from None
-                raise
+    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(
+            _CommandTask(function)
+        )
 
-        @functools.wraps(task)
+        @functools.wraps(function)
         def main() -> None:
             register_resolvers()
             try:
@@ -224,6 +235,33 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         return main
 
     return decorate
+
+
+class TaskFunction:
+    """A function of a config for Hydra, whose launchers may call it in processes that they start."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        register_resolvers()  # for the config that the new process composes before the call
+        self.__dict__.update(state)
+
+
+class _CommandTask(TaskFunction):
+    """A command's function, with the user's mistakes as what Hydra prints without a traceback."""
+
+    def __init__(self, function: Callable[[DictConfig], None]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, cfg: DictConfig) -> None:
+        try:
+            self.function(cfg)
+        except Exception as error:
+            cause = root_cause(error)
+            if isinstance(cause, InputError | OSError):
+                raise CompactHydraException(message(cause)) from error
+            if cause is not error:
+                raise cause from None
+            raise
 
 
 def dispatch(program: str, tasks: Sequence[Callable[..., None]], otherwise: Callable[[], None]) -> None:
@@ -252,8 +290,8 @@ def dispatch(program: str, tasks: Sequence[Callable[..., None]], otherwise: Call
 def call(name: str, task: Callable[..., None], pairs: Iterable[str]) -> None:
     """Call `task` with the `key=value` pairs of a command line that needs no composed config.
 
-    A parameter that takes a list may be given several times. `true`, `null` and numbers are read as such where the
-    type hint allows them, and as text where it does not.
+    A parameter that takes a list may be given several times, or as `[a,b]`. `true`, `null` and numbers are read as
+    such where the type hint allows them, and as text where it does not.
 
     Raises:
         InputError: a pair that `task` does not take, or one that it needs and is not there.
@@ -269,7 +307,9 @@ def call(name: str, task: Callable[..., None], pairs: Iterable[str]) -> None:
             advice = _did_you_mean(close) if close else f"; it takes {', '.join(parameters)}"
             raise InputError(f"{name}: unknown key {key!r}{advice}")
         if get_origin(hints[key]) is Sequence:
-            given.setdefault(key, []).append(_value(name, key, text, get_args(hints[key])[0]))
+            texts = text[1:-1].split(",") if text.startswith("[") and text.endswith("]") else [text]
+            values = [_value(name, key, one.strip(), get_args(hints[key])[0]) for one in texts if one.strip()]
+            given.setdefault(key, []).extend(values)
         else:
             given[key] = _value(name, key, text, hints[key])
     required = [key for key, parameter in parameters.items() if parameter.default is Parameter.empty]
@@ -291,10 +331,17 @@ def _value(name: str, key: str, text: str, hint: Any) -> object:
     raise InputError(f"{name}: {key}={text}; expected {_spell(hint)}")
 
 
-def _message(error: BaseException) -> str:
+def root_cause(error: BaseException) -> BaseException:
+    """What went wrong while `instantiate` built something; the error itself if it was something else."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def message(error: BaseException) -> str:
     """What an error says, with its notes.
 
-    >>> _message(ValueError("Caught ValueError in worker process 0. Traceback: ... builtins.ValueError: no such file"))
+    >>> message(ValueError("Caught ValueError in worker process 0. Traceback: ... builtins.ValueError: no such file"))
     'no such file'
     """
     # A DataLoader's worker hands its traceback over as text, which ends with the message.
@@ -326,6 +373,15 @@ def _close_keys(key: str, known: Collection[str]) -> list[str]:
     close_names = _close_words(key.rpartition(".")[2], last_names.values())
     by_name = [name for name, last_name in last_names.items() if last_name in close_names]
     return list(dict.fromkeys([*_close_words(key, known), *by_name]))[:3]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known.
+
+    >>> nearest("tabel3", ["table3", "demo"]), nearest("x", ["table3"])
+    ('; did you mean table3?', '.')
+    """
+    return _did_you_mean(_close_words(word, known))
 
 
 def _close_words(word: str, known: Iterable[str]) -> list[str]:

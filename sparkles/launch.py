@@ -4,9 +4,12 @@ With a `responder`, a model behind an endpoint is measured, and none is built he
 """
 
 import logging
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import rich
@@ -45,7 +48,7 @@ def launch(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     datamodule: SparklesDataModule = instantiate(cfg.data, _convert_="all")
     module = build_module(cfg)
-    if cfg.fit and datamodule.feature_cache is not None:
+    if datamodule.feature_cache is not None and (cfg.fit or module.encoder_hash is not None):
         _keep_features(module, datamodule, datamodule.feature_cache)
     # An experiment may hold settings of a callback that was not chosen.
     chosen = [callback for callback in cfg.callbacks.values() if "_target_" in callback]
@@ -54,9 +57,10 @@ def launch(cfg: DictConfig) -> None:
     trainer: L.Trainer = instantiate(
         cfg.trainer, callbacks=[*callbacks, RunRecord(cfg, run_dir)], logger=loggers
     )
-    if cfg.fit:
-        trainer.fit(module, datamodule, ckpt_path=cfg.resume_from, weights_only=True)
-    trainer.validate(module, datamodule, verbose=False)
+    with _tracking_ends():
+        if cfg.fit:
+            trainer.fit(module, datamodule, ckpt_path=cfg.resume_from, weights_only=True)
+        trainer.validate(module, datamodule, verbose=False)
     if trainer.is_global_zero:
         _print_results(run_dir, cfg.name)
 
@@ -125,7 +129,10 @@ def _measure_endpoint(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     read_all(benchmarks, judge, asking)
     used = ["name", "seed", "dry_run", "run_dir", "data_root", "responder", "benchmark", "judge", "eval"]
-    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, used), resolve=True))
+    # Before keys are left out that others refer to.
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    record = OmegaConf.create({key: resolved[key] for key in used})
+    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(record))
     write_environment(run_dir, cfg, {})
     try:
         evaluate(benchmarks, responder, judge, run_dir, asking=asking)
@@ -133,6 +140,22 @@ def _measure_endpoint(cfg: DictConfig) -> None:
         _print_results(run_dir, cfg.name)
         raise
     _print_results(run_dir, cfg.name)
+
+
+@contextmanager
+def _tracking_ends() -> Iterator[None]:
+    """End W&B's run with ours, as a failure if it is one: the next run in this process is not the same."""
+    try:
+        yield
+    except BaseException:
+        _finish_wandb(exit_code=1)
+        raise
+    _finish_wandb(exit_code=0)
+
+
+def _finish_wandb(*, exit_code: int) -> None:
+    if (wandb := sys.modules.get("wandb")) is not None:  # an extra, imported by its logger
+        wandb.finish(exit_code=exit_code)
 
 
 class RunRecord(L.Callback):

@@ -1,18 +1,21 @@
 """Every file of conf/ composes, and every constructor it names would take what it says."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import get_args
 
 import pytest
 import transformers
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tokenizers import Tokenizer, models
 
 from sparkles.config import CONFIG_DIR, register_resolvers, validate
 from sparkles.prompt_format import MINIGPT4, PromptFormat, image_reference
-from sparkles.types import Image, Message
+from sparkles.tables.spec import Size, TableSpec, read_table, table_names
+from sparkles.types import Image, InputError, Message
 
 COMMANDS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 ROWS_OF_TABLE_3 = ("minigpt4", "minigpt4_star", "descriptions", "reasoning", "sparkleschat")
@@ -25,6 +28,7 @@ NEEDED = {
     "judge=llm": ["judge.model=some"],
     "judge=ensemble": ["judge.judges.first.model=some", "judge.judges.second.model=other"],
     "responder=openai": ["responder.model=some"],
+    "responder=recorded": ["responder.run=somewhere"],
     "llm_client@judge.client=default": ["judge=llm", "judge.model=some"],
 }
 """What an option leaves for the user to say."""
@@ -34,13 +38,14 @@ COMPOSED_BY = {"gen": "gen"}
 """Which command has a group, where that is not `eval`."""
 PARTS = {"gen/base.yaml"}
 """What others build on; no option by itself."""
+TABLES = [(name, size) for name in table_names() for size in get_args(Size)]
 
 
 def options() -> Iterator[str]:
     """Each file of each group, as its override: `experiment=minigpt4`."""
     for path in sorted(CONFIG_DIR.rglob("*/*.yaml")):
         group = path.parent.relative_to(CONFIG_DIR).as_posix()
-        if not group.startswith("hydra/") and path.relative_to(CONFIG_DIR).as_posix() not in PARTS:
+        if not group.startswith(("hydra/", "table")) and path.relative_to(CONFIG_DIR).as_posix() not in PARTS:
             yield f"{WHERE.get(group, group)}={path.stem}"
 
 
@@ -69,6 +74,38 @@ def test_the_config_of_each_command_fits_the_code(command: str, monkeypatch: pyt
 def test_each_option_fits_the_code(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command = COMPOSED_BY.get(option.partition("=")[0], "eval")
     validate(composed(command, option, *NEEDED.get(option, []), monkeypatch=monkeypatch))
+
+
+def commands_of(spec: TableSpec) -> set[tuple[str, ...]]:
+    """Config and overrides of all that a table runs: its rows and what prepares them."""
+    chosen = (
+        [f"benchmark=[{','.join(spec.benchmarks)}]", f"benchmark.num={spec.num}"] if spec.benchmarks else []
+    )
+    return {(spec.config, *chosen, *row.overrides) for row in spec.rows} | {
+        (module.removeprefix("sparkles."), *arguments)
+        for row in spec.rows
+        for module, *arguments in row.prepare
+    }
+
+
+def said_by_the_user(overrides: Collection[str], size: Size) -> list[str]:
+    """What a row leaves to the command line."""
+    judged = "judge=llm" in overrides and not any(one.startswith("judge.model=") for one in overrides)
+    return ["judge.model=some"] * judged + ["data_root=somewhere"] * (size == "7b")
+
+
+@pytest.mark.parametrize(("table", "size"), TABLES)
+def test_each_row_of_each_table_fits_the_code(
+    table: str, size: Size, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = []
+    for command, *overrides in sorted(commands_of(read_table(table, size))):
+        try:
+            needed = said_by_the_user(overrides, size)
+            validate(composed(command, *overrides, *needed, monkeypatch=monkeypatch))
+        except (InputError, HydraException) as error:
+            problems.append(f"{command} {' '.join(overrides)}: {error}")
+    assert not problems, "\n".join(problems)
 
 
 def test_options_are_found() -> None:

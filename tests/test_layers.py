@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "launch": SHARED | {"models", "data", "eval", "dry_run"},
     "serve": SHARED | {"models", "data", "gen", "eval"},
     "nano": SHARED | {"models", "data", "gen", "eval"},
+    "tables": SHARED | {"data", "gen", "pages", "eval", "dry_run", "launch"},
 }
 ON_TOP = MAY_IMPORT.keys() - {"nano"}
 """For train.py, each `__main__` and the commands that it dispatches to.
