@@ -1,21 +1,33 @@
-"""What README.md and CONTRIBUTING.md tell a reader to run or open exists."""
+"""What README.md, CONTRIBUTING.md and the pages behind them tell a reader to run or open exists."""
 
 import re
 from collections.abc import Iterator
+from os.path import normpath
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md")),
+]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/*/README.md"))
 MADE_BY_RUNNING = ("runs/", "data/", ".venv/")
 CODE = re.compile(r"```[^\n]*\n(.*?)```|`([^`\n]+)`", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s#]+)")
 PATH = re.compile(r"(?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|yaml)|Makefile|LICENSE")
 
 
-def missing(text: str, root: Path) -> Iterator[str]:
-    """Each target, module, config option and path that `text` names and `root` does not have."""
+def missing(text: str, root: Path, folder: str = ".") -> Iterator[str]:
+    """Each target, module, config option and path that `text` names and `root` does not have.
+
+    Args:
+        folder: of the page, where its links start.
+    """
     targets = set(re.findall(r"^([\w.-]+):(?!=)", (root / "Makefile").read_text(), re.MULTILINE))
+    targets |= {path.stem for path in (root / "conf/table").glob("*.yaml")}  # which the Makefile reads
     snippets = [block or span for block, span in CODE.findall(text)]
     for snippet in snippets:
         for target in re.findall(r"\bmake ([\w.-]+)", snippet):
@@ -30,7 +42,7 @@ def missing(text: str, root: Path) -> Iterator[str]:
             if folder.is_dir() and not (folder / f"{option}.yaml").is_file():
                 yield f"{group}={option}: no conf/{group}/{option}.yaml"
     words = [word for snippet in snippets for word in snippet.split() if "=" not in word]
-    links = [link for link in LINK.findall(text) if "://" not in link]
+    links = [normpath(f"{folder}/{link}") for link in LINK.findall(text) if "://" not in link]
     for word in dict.fromkeys([*words, *links]):
         candidate = word.rstrip(".,;:").removeprefix("./")
         is_path = PATH.fullmatch(candidate) and not candidate.startswith(MADE_BY_RUNNING)
@@ -38,11 +50,10 @@ def missing(text: str, root: Path) -> Iterator[str]:
             yield f"{candidate}: no such file or folder"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_what_the_page_names_exists(page: str) -> None:
-    if not (ROOT / page).is_file():
-        pytest.skip(f"{page} is not written yet")
-    assert list(missing((ROOT / page).read_text(encoding="utf-8"), ROOT)) == []
+    path = ROOT / page
+    assert list(missing(path.read_text(encoding="utf-8"), ROOT, str(path.parent.relative_to(ROOT)))) == []
 
 
 @pytest.mark.parametrize(
