@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from sparkles.data.images import load_image
-from sparkles.prompt_format import IMAGE_PLACEHOLDER, image_reference, strip_tags
+from sparkles.prompt_format import image_reference
+from sparkles.serve.prompts import without_placeholders
 from sparkles.types import Image, Message, Prompt, Responder
 
 HELP = (
@@ -41,14 +42,8 @@ def parse_message(text: str, *, first_id: int) -> Message:
         images.append(image)
         return image_reference(image.image_id)
 
-    content = _PICTURE.sub(place, _without_placeholders(text))
+    content = _PICTURE.sub(place, without_placeholders(text))
     return Message(role="user", content=content, images=tuple(images))
-
-
-def _without_placeholders(text: str) -> str:
-    """A placeholder typed by hand, or by the model, would be taken for a picture that is not there."""
-    # A space in its place, so that what stood around it forms no new one.
-    return strip_tags(text).replace(IMAGE_PLACEHOLDER, " ")
 
 
 class Conversation:
@@ -66,7 +61,7 @@ class Conversation:
         """Answer and remember; a question that fails leaves the conversation as it was."""
         message = parse_message(text, first_id=self.next_image_id)
         (response,) = self.responder.respond([Prompt(messages=(*self.messages, message))])
-        answer = _without_placeholders(response.text)
+        answer = without_placeholders(response.text)
         self.messages = (*self.messages, message, Message(role="assistant", content=answer))
         return answer
 

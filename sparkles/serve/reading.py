@@ -1,0 +1,192 @@
+"""From a request to a question that the engine can be asked, or to what is wrong with it."""
+
+import asyncio
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import PIL.Image
+
+from sparkles.data.encoding import Encoded
+from sparkles.serve.engine import Engine, Question, Sampling
+from sparkles.serve.errors import ApiError
+from sparkles.serve.limits import Limits
+from sparkles.serve.pictures import PictureError, PublicWeb, decode, read_data_url
+from sparkles.serve.prompts import ConversationError, Said, to_messages, without_placeholders
+from sparkles.serve.protocol import ChatRequest, ImagePart
+from sparkles.types import Message, Prompt
+
+_CHARACTERS_PER_TOKEN = 64
+"""No text of any length has so many on average; what is longer need not be split into tokens to be refused."""
+
+
+class Moderation(Protocol):
+    """Judges what users ask, and what the model answers before they see it."""
+
+    def __call__(self, text: str, pictures: Sequence[PIL.Image.Image]) -> str:
+        """Why this must not pass; "" if it may. Called from several threads, without pictures for an answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    messages: tuple[Message, ...]
+    instructions: str
+    """What the client's system messages say."""
+    urls: Sequence[str]
+    """Of the pictures, in order."""
+
+
+class RequestReader:
+    """Checks requests against the limits, and reads their text and pictures.
+
+    Args:
+        defaults: of what a request does not say.
+        image_urls: fetch pictures from http and https URLs, not from data URLs alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        limits: Limits,
+        defaults: Sampling,
+        image_urls: bool = False,
+        moderation: Moderation | None = None,
+    ) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.defaults = defaults
+        self.moderation = moderation
+        web = PublicWeb(max_bytes=limits.body_bytes, seconds=limits.body_seconds)
+        self.web = web if image_urls else None
+
+    async def read(self, request: ChatRequest) -> Question:
+        """The question.
+
+        Raises:
+            ApiError: it is not to be asked.
+        """
+        sampling, choices = self._sampling(request), request.n or 1
+        if choices > (most := min(self.limits.choices, self.engine.max_batch_size)):
+            raise ApiError(400, f"n is {choices}; at most {most} choices are given", param="n")
+        try:
+            conversation = self._conversation(request)
+            contents = await asyncio.gather(*map(self._content, conversation.urls))
+            encoded, pictures = await asyncio.to_thread(self._understand, conversation, contents)
+        except ConversationError as error:
+            raise ApiError(400, str(error), param="messages") from error
+        except PictureError as error:
+            raise ApiError(400, str(error), param="messages", code="invalid_image") from error
+        if self.moderation is not None:
+            asked = [message.content for message in conversation.messages]
+            text = "\n".join([conversation.instructions, *asked])
+            if reason := await asyncio.to_thread(self.moderation, text, pictures):
+                raise ApiError(400, reason, param="messages", code="content_filter")
+        pixels = await asyncio.to_thread(lambda: [self.engine.transform(picture) for picture in pictures])
+        return Question(encoded=encoded, pixel_values=pixels, sampling=sampling, choices=choices)
+
+    def _sampling(self, request: ChatRequest) -> Sampling:
+        if request.unheeded:
+            names = ", ".join(request.unheeded)
+            raise ApiError(
+                400,
+                f"{names} cannot be heeded by this model; leave it out",
+                param=request.unheeded[0],
+                code="unsupported_parameter",
+            )
+        if request.top_logprobs is not None and not request.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs to be true", param="logprobs")
+        limits = self.limits
+        if len(request.stops) > limits.stops or not all(
+            1 <= len(stop) <= limits.stop_characters for stop in request.stops
+        ):
+            raise ApiError(
+                400,
+                f"stop takes up to {limits.stops} strings of 1 to {limits.stop_characters} characters",
+                param="stop",
+            )
+        given: dict[str, Any] = {
+            "max_tokens": request.max_completion_tokens or request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+        }
+        sampling = replace(
+            self.defaults,
+            stop=request.stops,
+            top_log_probs=(request.top_logprobs or 0) if request.logprobs else None,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        if sampling.max_tokens > limits.tokens:
+            raise ApiError(
+                400,
+                f"max_tokens is {sampling.max_tokens}; at most {limits.tokens} are given",
+                param="max_tokens",
+            )
+        return sampling
+
+    def _conversation(self, request: ChatRequest) -> _Conversation:
+        limits = self.limits
+        if len(request.messages) > limits.messages:
+            raise ApiError(
+                400, f"{len(request.messages)} messages; at most {limits.messages} are read", param="messages"
+            )
+        instructions: list[str] = []
+        said: list[Said] = []
+        urls: list[str] = []
+        for message in request.messages:
+            shown = [part.image_url.url for part in message.parts if isinstance(part, ImagePart)]
+            parts = [None if isinstance(part, ImagePart) else part.text for part in message.parts]
+            if message.role == "user" or message.role == "assistant":
+                said.append(Said(message.role, parts))
+                urls += shown
+            elif shown:
+                raise ConversationError(f"a {message.role} message holds a picture; only the user's may")
+            else:
+                instructions.append(without_placeholders("".join(filter(None, parts))))
+        if len(urls) > limits.images:
+            raise ApiError(400, f"{len(urls)} images; at most {limits.images} are seen", param="messages")
+        return _Conversation(to_messages(said), "\n".join(instructions), urls)
+
+    def _encode(self, conversation: _Conversation) -> Encoded:
+        encoder = copy.copy(self.engine.encoder)
+        encoder.cut_anywhere = True  # tells how long all is, rather than to leave out turn after turn
+        if conversation.instructions:
+            # Behind the house's own, which tells the model what an image is.
+            system_message = f"{encoder.prompt_format.system_message} {conversation.instructions}".strip()
+            encoder.prompt_format = replace(encoder.prompt_format, system_message=system_message)
+        texts = [conversation.instructions, *(message.content for message in conversation.messages)]
+        room = encoder.max_prompt_length
+        if sum(map(len, texts)) > _CHARACTERS_PER_TOKEN * room:
+            raise _too_long(room, "many more")
+        encoded = encoder.encode_prompt(Prompt(messages=conversation.messages))
+        if encoded.dropped_tokens:
+            raise _too_long(room, str(room + encoded.dropped_tokens))
+        return encoded
+
+    def _understand(
+        self, conversation: _Conversation, contents: Sequence[bytes]
+    ) -> tuple[Encoded, list[PIL.Image.Image]]:
+        encoded = self._encode(
+            conversation
+        )  # first: to read pictures costs more than to find the text too long
+        return encoded, [decode(content, max_pixels=self.limits.image_pixels) for content in contents]
+
+    async def _content(self, url: str) -> bytes:
+        if url.startswith("data:"):
+            return read_data_url(url)
+        if self.web is not None:
+            return await self.web.fetch(url)
+        raise PictureError("images are not fetched from URLs here; send them as data:image/...;base64,...")
+
+
+def _too_long(room: int, needed: str) -> ApiError:
+    return ApiError(
+        400,
+        f"the conversation needs {needed} tokens, those of its images among them, but this model reads {room}; "
+        "leave out its oldest turns",
+        param="messages",
+        code="context_length_exceeded",
+    )

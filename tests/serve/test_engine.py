@@ -1,0 +1,205 @@
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from sparkles.serve.engine import Engine, EngineError, FullError, LateError, Piece, Question
+from sparkles.serve.replies import merged
+from sparkles.types import InputError, Prompt
+from tests.serve.conftest import EndlessText, Nano
+
+MakePrompts = Callable[[int], list[Prompt]]
+
+
+@pytest.fixture
+def make_engine(nano: Nano) -> Iterator[Callable[..., Engine]]:
+    engines = []
+
+    def make(**options: Any) -> Engine:
+        engines.append(nano.engine(**options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+async def answers(engine: Engine, question: Question) -> list[Piece]:
+    """Each choice whole."""
+    return merged([piece async for piece in engine.answer(question)])
+
+
+async def together(engine: Engine, questions: Sequence[Question], *, every: float = 0.0) -> list[list[Piece]]:
+    """All at once, or one `every` so many seconds."""
+
+    async def later(index: int, question: Question) -> list[Piece]:
+        await asyncio.sleep(index * every)
+        return await answers(engine, question)
+
+    return await asyncio.gather(*(later(index, question) for index, question in enumerate(questions)))
+
+
+def texts(found: Sequence[Sequence[Piece]]) -> list[str]:
+    return [answer.text for one in found for answer in one]
+
+
+# --- what is answered
+
+
+@pytest.mark.parametrize("every", [0.0, 0.02])
+def test_greedy_answers_are_the_responders_whatever_shares_the_batch(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, every: float
+) -> None:
+    asked = prompts(12)
+    expected = nano.responder.respond(asked)
+    found = asyncio.run(
+        together(make_engine(max_batch_size=5), [nano.question(p) for p in asked], every=every)
+    )
+    assert texts(found) == [response.text for response in expected]
+    assert len(set(texts(found))) > 8, "a test of order needs answers that differ"
+    assert [one[0].finish_reason == "length" for one in found] == [one.truncated for one in expected]
+
+
+def test_a_draw_depends_on_its_seed_alone(nano: Nano, engine: Engine, prompts: MakePrompts) -> None:
+    first, second = prompts(2)
+    drawn = {"temperature": 1.5, "top_p": 0.95}
+    questions = [
+        nano.question(first, choices=3, seed=7, **drawn),
+        nano.question(second, choices=2, seed=7, **drawn),
+        nano.question(first, seed=8, **drawn),
+    ]
+    three, two, one = asyncio.run(together(engine, questions))
+    assert texts([one]) == [three[1].text]
+    assert texts(asyncio.run(together(engine, questions[:1]))) == texts([three])
+    assert len({*texts([three]), *texts([two])}) == 5
+
+
+def test_a_small_share_of_the_probability_leaves_the_likeliest_token(
+    nano: Nano, engine: Engine, prompts: MakePrompts
+) -> None:
+    (prompt,) = prompts(1)
+    greedy, narrow, cold = (
+        nano.question(prompt, seed=1, **sampling)
+        for sampling in ({}, {"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-6})
+    )
+    found = texts(asyncio.run(together(engine, [greedy, narrow, cold])))
+    assert len(set(found)) == 1
+
+
+def test_an_answer_ends_at_its_limit_and_at_its_stop_strings(
+    nano: Nano, engine: Engine, prompts: MakePrompts
+) -> None:
+    (prompt,) = prompts(1)
+    (whole,) = asyncio.run(answers(engine, nano.question(prompt)))
+    word = whole.text.split()[3]
+    questions = [nano.question(prompt, max_tokens=3), nano.question(prompt, stop=(word,))]
+    (short,), (stopped,) = asyncio.run(together(engine, questions))
+    assert (short.finish_reason, short.num_tokens) == ("length", 3)
+    assert whole.text.startswith(short.text)
+    assert (stopped.finish_reason, stopped.text) == ("stop", whole.text.partition(word)[0].strip())
+
+
+def test_log_probabilities_are_those_of_the_model(nano: Nano, engine: Engine, prompts: MakePrompts) -> None:
+    (prompt,) = prompts(1)
+    (answer,) = asyncio.run(answers(engine, nano.question(prompt, top_log_probs=3)))
+    assert "".join(score.text for score in answer.scores).strip() == answer.text
+    for score in answer.scores:
+        assert score.likeliest[0] == (score.text, score.log_prob)  # the likeliest token was taken
+        values = [value for _, value in score.likeliest]
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)
+        assert max(values) <= 0
+
+
+# --- who comes, who goes
+
+
+def test_whoever_stops_listening_makes_room(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparkles.serve.engine.AnswerText", EndlessText)
+    endless, short = (nano.question(prompts(1)[0], max_tokens=number) for number in (1_000_000, 3))
+    engine = make_engine(max_batch_size=1, seconds=60.0)
+
+    async def leave_early() -> list[Piece]:
+        async with aclosing(engine.answer(endless)) as pieces:
+            await anext(pieces)
+        async with asyncio.timeout(20):
+            return await answers(engine, short)
+
+    (answer,) = asyncio.run(leave_early())
+    assert answer.num_tokens == 3
+
+
+def test_what_takes_too_long_ends_as_it_is_or_is_refused(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparkles.serve.engine.AnswerText", EndlessText)
+    engine = make_engine(max_batch_size=1, seconds=0.5)
+    questions = [nano.question(prompt, max_tokens=1_000_000) for prompt in prompts(2)]
+
+    async def ask() -> list[list[Piece] | BaseException]:
+        return await asyncio.gather(*(answers(engine, one) for one in questions), return_exceptions=True)
+
+    first, second = asyncio.run(ask())
+    assert isinstance(first, list)
+    assert first[0].finish_reason == "length"
+    assert first[0].num_tokens > 1
+    assert isinstance(second, LateError)
+
+
+def test_places_are_limited_and_given_back(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(max_batch_size=1, max_waiting=1)
+    for _ in range(2):
+        with (
+            engine.place(),
+            engine.place(),
+            pytest.raises(FullError, match="as many requests"),
+            engine.place(),
+        ):
+            pass
+
+
+def test_more_choices_than_rows_are_refused(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts
+) -> None:
+    question = nano.question(prompts(1)[0], choices=3)
+    with pytest.raises(InputError, match="3 choices, but max_batch_size=2"):
+        asyncio.run(answers(make_engine(max_batch_size=2), question))
+
+
+def test_a_failure_of_the_model_costs_one_answer(
+    nano: Nano,
+    make_engine: Callable[..., Engine],
+    prompts: MakePrompts,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (prompt,) = prompts(1)
+    engine = make_engine()
+    with monkeypatch.context() as broken:
+        broken.setattr(nano.model, "embed", lambda *_: 1 / 0)
+        with pytest.raises(EngineError, match="failed to answer"):
+            asyncio.run(answers(engine, nano.question(prompt)))
+    assert "ZeroDivisionError" in caplog.text
+    assert texts([asyncio.run(answers(engine, nano.question(prompt)))]) == [
+        nano.responder.respond([prompt])[0].text
+    ]
+
+
+def test_what_was_asked_before_the_end_is_answered(nano: Nano, prompts: MakePrompts) -> None:
+    asked = prompts(4)
+    engine = nano.engine(max_batch_size=2)
+
+    async def close_early() -> list[list[Piece]]:
+        asking = asyncio.ensure_future(together(engine, [nano.question(prompt) for prompt in asked]))
+        await asyncio.sleep(0.05)  # the questions are put
+        await asyncio.to_thread(engine.close)
+        return await asking
+
+    found = asyncio.run(close_early())
+    assert texts(found) == [response.text for response in nano.responder.respond(asked)]
+    with pytest.raises(EngineError, match="closed"):
+        asyncio.run(answers(engine, nano.question(asked[0])))
