@@ -1,6 +1,7 @@
 """The tables that ship: their files are complete, and their rows run."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
@@ -90,7 +91,13 @@ def test_a_row_runs_on_few_pictures(
         run_main(MAINS[module], *overrides, *few)
     run_main(MAINS[spec.config], *overrides_of(spec, row), *(small if spec.benchmarks else small[-1:]))
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
-    assert {column.key for column in columns_of(spec, set(metrics))} <= metrics.keys()
+    wanted = {kind_of(column.key) for column in columns_of(spec, set(metrics))}
+    assert wanted <= {kind_of(key) for key in metrics}
+
+
+def kind_of(key: str) -> str:
+    """A metric's key without its number of images or turns, of which few items do not have all."""
+    return re.sub(r"/\d+/", "/N/", key)
 
 
 def overrides_of(spec: TableSpec, row: Row) -> list[str]:
