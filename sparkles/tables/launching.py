@@ -5,6 +5,7 @@ lock (two sweeps never do the same run at once), its log, and says in `row.json`
 does not stop the others.
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -291,7 +292,12 @@ def quoted(value: object) -> str:
 
 
 def _inherit(source: Path, run_dir: Path) -> None:
-    """Give a run the answers of another that has the same weights; it keeps those that were asked as it asks."""
+    """Give a run the training's log and the answers of another that has the same weights.
+
+    It keeps those answers that were asked as it asks.
+    """
+    if not (run_dir / "logs").exists() and (source / "logs").is_dir():
+        shutil.copytree(source / "logs", run_dir / "logs")
     for path in (source / "predictions").glob("*.jsonl"):
         copy = run_dir / "predictions" / path.name
         if not copy.exists():

@@ -196,17 +196,18 @@ def _charts(runs: Sequence[RowRun]) -> Iterator[Chart]:
 
 
 def read_curves(run_dir: Path) -> dict[str, Points]:
-    """What the CSV logger kept of each of `CURVES`, thinned to `POINTS`; of the folder's last run."""
-    files = sorted(run_dir.glob("logs/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        return {}
-    found: Mapping[str, list[tuple[float, float]]] = defaultdict(list)
-    with files[-1].open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            for name in CURVES:
-                if line.get(name) and line.get("step"):
-                    found[name].append((float(line["step"]), float(line[name])))
-    return {name: _thinned(points) for name, points in found.items()}
+    """What the CSV logger kept of each of `CURVES`, thinned to `POINTS`.
+
+    A run that was continued, or measured once more, has several files, of which the later ones count.
+    """
+    found: Mapping[str, dict[float, float]] = defaultdict(dict)
+    for path in sorted(run_dir.glob("logs/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                for name in CURVES:
+                    if line.get(name) and line.get("step"):
+                        found[name][float(line["step"])] = float(line[name])
+    return {name: _thinned(sorted(points.items())) for name, points in found.items()}
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> Points:

@@ -119,12 +119,18 @@ def test_weights_are_trained_once_and_measured_twice(make_spec: MakeSpec, tmp_pa
     ]
 
 
-def test_another_measurement_takes_the_answers_along(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_another_measurement_takes_answers_and_training_log_along(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
     [small], _ = sweep(make_spec({"one": []}), tmp_path)
+    log = Path("logs/version_0/metrics.csv")
+    (small.run_dir / log).parent.mkdir(parents=True)
+    (small.run_dir / log).write_text("step,train/loss\n0,1.5\n")
     (small.run_dir / "predictions/bison.jsonl").write_text("an answer\n")
     [large], _ = sweep(make_spec({"one": []}, num=600), tmp_path)
     assert large.run_dir != small.run_dir
     assert (large.run_dir / "predictions/bison.jsonl").read_text() == "an answer\n"
+    assert (large.run_dir / log).read_text() == (small.run_dir / log).read_text()
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -61,14 +62,16 @@ def test_a_table_without_any_run_has_a_page(tmp_path: Path) -> None:
     assert "data-pair" not in page.partition("<main>")[2].partition("</main>")[0]
 
 
-def test_curves_are_those_of_the_last_run_in_the_folder_and_thin(tmp_path: Path) -> None:
-    for version, steps in ((0, 10), (1, 200)):
+def test_curves_of_a_continued_run_are_whole_and_thin(tmp_path: Path) -> None:
+    for version, steps, loss in ((0, range(20), 9.0), (1, range(10, 200), 1.0), (2, range(0), 0.0)):
         folder = tmp_path / f"logs/version_{version}"
         folder.mkdir(parents=True)
-        lines = [f"0,0.1,{step},{step}.0," for step in range(steps)]
-        (folder / "metrics.csv").write_text("\n".join([CURVE.splitlines()[0], *lines]) + "\n")
+        lines = [f"0,0.1,{step},{loss}," for step in steps]
+        path = folder / "metrics.csv"
+        path.write_text("\n".join([CURVE.splitlines()[0], *lines]) + "\n")
+        os.utime(path, (version, version))
     curves = read_curves(tmp_path)
     assert list(curves) == ["train/loss"]
     assert len(curves["train/loss"]) == 50
-    assert curves["train/loss"][0] == (1.5, 1.5)
+    assert [loss for _, loss in curves["train/loss"][:4]] == [9.0, 9.0, 5.0, 1.0]
     assert read_curves(tmp_path / "nowhere") == {}
