@@ -8,8 +8,6 @@ same questions of BISON, NLVR2 and SparklesEval (both turns) one after the other
 machine does falls on all of them; figures are medians, and `same_answers` counts those that equal the first way's.
 """
 
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _line import print_line, speed
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -125,21 +124,15 @@ def measure(threads: int = 2, repeats: int = 5, num: int = 40, data_root: Path =
     first = next(iter(makers))
     slowest, num_prompts = statistics.median(seconds[first]), len(said[first])
     for name, times in seconds.items():
-        median = statistics.median(times)
-        line = {
-            "what": "nano answers of BISON, NLVR2 and SparklesEval",
-            "config": name,
-            "figure": round(num_prompts / median, 1),
-            "unit": "prompts/s",
-            "ratio": round(slowest / median, 2),
-            "same_answers": f"{sum(map(str.__eq__, said[name], said[first]))} of {num_prompts}",
-            "spread_s": [round(min(times), 3), round(max(times), 3)],
-            "threads": threads,
-            "repeats": repeats,
-            "torch": torch.__version__,
-            "device": platform.processor() or platform.machine(),
-        }
-        print(json.dumps(line))
+        print_line(
+            "nano answers of BISON, NLVR2 and SparklesEval",
+            name,
+            **speed(times, slowest, amount=num_prompts, unit="prompts"),
+            same_answers=f"{sum(map(str.__eq__, said[name], said[first]))} of {num_prompts}",
+            threads=threads,
+            repeats=repeats,
+            torch=torch.__version__,
+        )
 
 
 if __name__ == "__main__":

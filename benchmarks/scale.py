@@ -18,6 +18,7 @@ from itertools import cycle, islice
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
+from _line import print_line
 from rich.progress import track
 
 from sparkles.config import call
@@ -103,17 +104,15 @@ def measure(
         process.start()
         process.join()
         first, memory = told.get()
-        line = {
-            "what": f"{dialogues:,} dialogues of annotations, {path.stat().st_size / MEGABYTE:,.0f} MB",
-            "config": config,
-            "figure": round(first - start, 1),
-            "unit": "s to the first batch",
-            "memory_mb": round(memory / MEGABYTE),
-            "workers": workers,
-            "python": platform.python_version(),
-            "device": platform.processor() or platform.machine(),
-        }
-        print(json.dumps(line))
+        print_line(
+            f"{dialogues:,} dialogues of annotations, {path.stat().st_size / MEGABYTE:,.0f} MB",
+            config,
+            figure=round(first - start, 1),
+            unit="s to the first batch",
+            memory_mb=round(memory / MEGABYTE),
+            workers=workers,
+            python=platform.python_version(),
+        )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ another answer among the others than alone.
 """
 
 import asyncio
-import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from _line import print_line
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -139,23 +138,21 @@ def measure(
         together = ask_all(base_url, payloads, clients=clients)
         figure = requests / (time.perf_counter() - start)
     seconds = sorted(seconds for _, seconds in together)
-    line = {
-        "what": "endpoint, nano, one to four images a request",
-        "config": f"{clients} clients",
-        "figure": round(figure, 1),
-        "unit": "requests/s",
-        "one_client": round(one_client, 2),
-        "ratio": round(figure / one_client, 2),
-        "requests": requests,
-        "lost": sum(text is None for text, _ in [*singly, *together]),
-        "mixed_up": sum(one[0] != other[0] for one, other in zip(singly, together, strict=False)),
-        "seconds_alone": round(statistics.median(seconds for _, seconds in singly), 3),
-        "seconds_median": round(statistics.median(seconds), 3),
-        "seconds_p95": round(seconds[int(0.95 * len(seconds))], 3),
-        "threads": threads,
-        "device": platform.processor() or platform.machine(),
-    }
-    print(json.dumps(line))
+    print_line(
+        "endpoint, nano, one to four images a request",
+        f"{clients} clients",
+        figure=round(figure, 1),
+        unit="requests/s",
+        one_client=round(one_client, 2),
+        ratio=round(figure / one_client, 2),
+        requests=requests,
+        lost=sum(text is None for text, _ in [*singly, *together]),
+        mixed_up=sum(one[0] != other[0] for one, other in zip(singly, together, strict=False)),
+        seconds_alone=round(statistics.median(seconds for _, seconds in singly), 3),
+        seconds_median=round(statistics.median(seconds), 3),
+        seconds_p95=round(seconds[int(0.95 * len(seconds))], 3),
+        threads=threads,
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ text. Each further way adds one technique. All ways take the same dialogues one 
 what else the machine does falls on all of them; figures are medians, and `loss` must agree.
 """
 
-import json
-import platform
 import statistics
 import sys
 import time
@@ -17,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from _line import print_line, speed
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from rich.console import Console
@@ -161,22 +160,16 @@ def measure(
     slowest = statistics.median(seconds["the original's way"])
     tokens = sum(int(turn["attention_mask"].sum()) for dialogues in work for turn in dialogues.turns)
     for name, times in seconds.items():
-        median = statistics.median(times)
-        line = {
-            "what": "nano training step, two-turn dialogues",
-            "config": name,
-            "figure": round(batches * BATCH_SIZE / median, 1),
-            "unit": "dialogues/s",
-            "ratio": round(slowest / median, 2),
-            "loss": round(losses[name], 5),
-            "tokens_per_s_of_two_passes": round(tokens / median),
-            "spread_s": [round(min(times), 3), round(max(times), 3)],
-            "threads": threads,
-            "repeats": repeats,
-            "torch": torch.__version__,
-            "device": platform.processor() or platform.machine(),
-        }
-        print(json.dumps(line))
+        print_line(
+            "nano training step, two-turn dialogues",
+            name,
+            **speed(times, slowest, amount=batches * BATCH_SIZE, unit="dialogues"),
+            loss=round(losses[name], 5),
+            tokens_per_s_of_two_passes=round(tokens / statistics.median(times)),
+            threads=threads,
+            repeats=repeats,
+            torch=torch.__version__,
+        )
 
 
 if __name__ == "__main__":
