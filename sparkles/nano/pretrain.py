@@ -26,7 +26,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoTokenizer
 
 from sparkles.config import CONFIG_DIR
@@ -42,8 +42,8 @@ from sparkles.nano.pretrain_language import (
 )
 from sparkles.nano.pretrain_vision import (
     ReadOut,
+    SceneStream,
     cells_of_patches,
-    scene_batches,
     use_sincos_positions,
 )
 from sparkles.nano.text_reference import TextReference, accuracy_by_kind
@@ -94,7 +94,7 @@ def pretrain_vision(cfg: DictConfig, out: Path, work: Path) -> None:
         "vision",
         parts,
         [optimizer],
-        scene_batches(cfg.seed, cfg.vision.batch_size),
+        _drawn_ahead(SceneStream(cfg.seed, cfg.vision.batch_size)),
         loss_of,
         steps=cfg.vision.steps,
         constant_until=0.6,
@@ -126,7 +126,7 @@ def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
             f"language, round {number}",
             model,
             build_optimizers(model, part.lr),
-            DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64),
+            _drawn_ahead(stream),
             lambda batch: language_loss(model, batch, weights, jitter=cfg.language.jitter),
             steps=part.steps,
             constant_until=0.45,
@@ -216,6 +216,11 @@ def _train(
                 }
                 torch.save(state, checkpoint.with_suffix(".new"))
                 checkpoint.with_suffix(".new").replace(checkpoint)
+
+
+def _drawn_ahead(stream: IterableDataset[Any]) -> DataLoader[Any]:
+    """Its batches, made by another process while the model learns."""
+    return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64)
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

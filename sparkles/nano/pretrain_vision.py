@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import nn
+from torch.utils.data import IterableDataset
 from torchvision.transforms.functional import to_tensor
 
 from sparkles.models.vision import VisionEncoder
@@ -66,16 +67,25 @@ def scene_targets(scene: Scene) -> np.ndarray:
     return targets
 
 
-def scene_batches(seed: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of training scenes: pixel_values float[B, 3, S, S], targets int64[B, Q, attributes]."""
-    rng = random.Random(seed)
-    while True:
-        scenes = [random_scene(rng, "train") for _ in range(batch_size)]
-        pixels = torch.stack([to_tensor(render(scene)) for scene in scenes])
-        yield (
-            (pixels - NORMALIZE_MEAN) / NORMALIZE_STD,
-            torch.from_numpy(np.stack([scene_targets(s) for s in scenes])),
-        )
+class SceneStream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Endless batches of training scenes: pixel_values float[B, 3, S, S], targets int64[B, Q, attributes].
+
+    Deterministic by seed; meant for one loader worker, which draws them while the model learns.
+    """
+
+    def __init__(self, seed: int, batch_size: int) -> None:
+        self.seed = seed
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        rng = random.Random(self.seed)
+        while True:
+            scenes = [random_scene(rng, "train") for _ in range(self.batch_size)]
+            pixels = torch.stack([to_tensor(render(scene)) for scene in scenes])
+            yield (
+                (pixels - NORMALIZE_MEAN) / NORMALIZE_STD,
+                torch.from_numpy(np.stack([scene_targets(s) for s in scenes])),
+            )
 
 
 class ReadOut(nn.Module):

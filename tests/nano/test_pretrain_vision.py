@@ -21,7 +21,7 @@ from sparkles.nano.pretrain_vision import (
     NUM_QUERY_TOKENS,
     ReadOut,
     cells_of_patches,
-    scene_batches,
+    SceneStream,
     scene_targets,
     use_sincos_positions,
 )
@@ -79,7 +79,7 @@ def test_a_patch_lies_in_the_cell_of_its_centre(patches_per_side: int) -> None:
 
 
 def test_batches_repeat_with_their_seed() -> None:
-    first, again = (list(islice(scene_batches(3, 4), 2)) for _ in range(2))
+    first, again = (list(islice(SceneStream(3, 4), 2)) for _ in range(2))
     for (pixels, targets), (same_pixels, same_targets) in zip(first, again, strict=True):
         assert pixels.shape == (4, 3, IMAGE_SIZE, IMAGE_SIZE)
         assert torch.equal(pixels, same_pixels)
@@ -104,7 +104,7 @@ def test_sincos_positions_tell_patches_apart_and_leave_the_class_token(
 def test_every_part_learns_from_the_loss(parts: tuple[VisionEncoder, QFormer]) -> None:
     vision, qformer = parts
     read_out = ReadOut(vision.hidden_size, qformer.hidden_size)
-    pixels, targets = next(scene_batches(0, 2))
+    pixels, targets = next(iter(SceneStream(0, 2)))
     tokens = vision(pixels)
     queries = qformer(tokens)
     assert queries.shape == (2, NUM_QUERY_TOKENS, qformer.hidden_size)
@@ -128,7 +128,7 @@ def test_perfect_read_outs_have_no_loss() -> None:
                     heads[name].weight.copy_(50 * torch.eye(width)[start : start + size])
                     heads[name].bias.zero_()
                 start += size
-    _, targets = next(scene_batches(1, 3))
+    _, targets = next(iter(SceneStream(1, 3)))
     features = torch.cat(
         [torch.nn.functional.one_hot(targets[..., i], n) for i, n in enumerate(ATTRIBUTES.values())], dim=-1
     ).float()
