@@ -20,8 +20,8 @@ from sparkles.nano.pretrain_vision import (
     NORMALIZE_STD,
     NUM_QUERY_TOKENS,
     ReadOut,
-    cells_of_patches,
     SceneStream,
+    cells_of_patches,
     scene_targets,
     use_sincos_positions,
 )
