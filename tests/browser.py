@@ -56,12 +56,18 @@ class Page(HTMLParser):
         ]
 
 
-def browse(path: Path) -> str:
-    """The document as Chromium has it when all scripts have run; skips the test where there is no Chromium."""
+def find_chromium() -> str:
+    """The program; skips the test where there is none."""
     names = "chromium", "chromium-browser", "google-chrome"
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
         pytest.skip(f"no Chromium on this machine: none of {', '.join(names)}")
+    return program
+
+
+def browse(path: Path) -> str:
+    """The document as Chromium has it when all scripts have run; skips the test where there is no Chromium."""
+    program = find_chromium()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = [
             *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -9,7 +9,7 @@ import hashlib
 import io
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +17,13 @@ from itertools import zip_longest
 from math import isqrt
 from typing import Literal, TypeVar
 
+import PIL.Image
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.progress import track
 
 from sparkles.data.images import ImageError, load_image
-from sparkles.prompt_format import IMAGE_TAG, image_mention
+from sparkles.prompt_format import IMAGE_TAG, image_mention, referenced_ids, trailing_id
 from sparkles.types import Image, Message
 
 LONGEST_SIDE, SHORTEST_SIDE = 512, 160
@@ -42,15 +43,24 @@ class Album:
     """The pictures of a page, each stored once however often it is shown: as a CSS class that holds its pixels.
 
     A browser decodes those alone that are on the screen, and needs no script for it.
+
+    Args:
+        load: gives the pixels, or raises ImageError. Pictures are told apart by path, even where none lies there.
     """
 
-    def __init__(self, images: Iterable[Image], *, progress: bool = False) -> None:
+    def __init__(
+        self,
+        images: Iterable[Image],
+        *,
+        load: Callable[[Image], PIL.Image.Image] = load_image,
+        progress: bool = False,
+    ) -> None:
         wanted = {(image.path, image.box): image for image in images if image.path}
         side = max(SHORTEST_SIDE, min(LONGEST_SIDE, isqrt(PAGE_PIXELS // (len(wanted) or 1))))
         self._names: dict[tuple[object, object], str] = {}
         self._stored: dict[tuple[bytes, float], str] = {}
         with ThreadPoolExecutor() as pool:  # Pillow works outside of Python's lock
-            encoded = pool.map(partial(_encode, side=side), wanted.values())
+            encoded = pool.map(partial(_encode, load=load, side=side), wanted.values())
             shown = track(encoded, "pictures", total=len(wanted), transient=True, disable=not progress)
             for key, found in zip(wanted, shown, strict=True):
                 if found:
@@ -152,7 +162,13 @@ class Speech:
     def __init__(self, messages: Sequence[Message], album: Album) -> None:
         self.messages = messages
         self._album = album
-        mentions = {image_mention(image.image_id) for message in messages for image in message.images}
+        ids = {
+            name
+            for message in messages
+            if message.images
+            for name in (*referenced_ids(message.content), *(image.image_id for image in message.images))
+        }
+        mentions = set(map(image_mention, ids))
         spelled = "|".join(re.escape(mention) for mention in sorted(mentions, key=len, reverse=True))
         self._mention = re.compile(rf"({spelled})(?!\w)") if mentions else None
 
@@ -174,7 +190,7 @@ class Speech:
             if image is None:
                 parts += self._linked(segment + IMAGE_TAG)
                 continue
-            mention = image_mention(image.image_id)
+            mention = image_mention(trailing_id(segment) or image.image_id)
             parts += self._linked(segment.removesuffix(mention))
             parts.append(Picture(mention=mention, caption=image.caption, name=self._album.find(image)))
         return (*parts, *self._linked(last))
@@ -228,10 +244,12 @@ def tally(items: Iterable[Item], attribute: str) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _encode(image: Image, *, side: int) -> tuple[bytes, float] | None:
+def _encode(
+    image: Image, *, load: Callable[[Image], PIL.Image.Image], side: int
+) -> tuple[bytes, float] | None:
     """The picture, scaled down to `side`, as WebP, and its width over its height; None when unreadable."""
     try:
-        picture = load_image(image)
+        picture = load(image)
     except ImageError:
         return None
     exact = max(picture.size) <= TINY

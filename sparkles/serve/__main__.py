@@ -1,20 +1,29 @@
-"""Talk to a model: `python -m sparkles.serve tui`, or let programs do so: `python -m sparkles.serve api`."""
+"""Talk to a model, on a page or in the terminal, or let programs do so: `python -m sparkles.serve`."""
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from sparkles.config import command
+from sparkles.types import InputError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from sparkles.serve.engine import Engine
 
 USAGE = """usage: python -m sparkles.serve COMMAND [overrides]
 
+  chat   a web page; pictures are dropped, pasted or chosen between the words
   tui    chat in the terminal; pictures go between words as @path
   api    an OpenAI-compatible endpoint: /v1/models, /v1/chat/completions
 
 `python -m sparkles.serve COMMAND --help` prints the configuration."""
 
 MAX_CONNECTIONS = 1_000
+PAGE_PATIENCE = 3
 
 
 @command("serve")
@@ -24,44 +33,60 @@ def tui(cfg: DictConfig) -> None:
 
     from sparkles.config import validate
     from sparkles.launch import build_responder
-    from sparkles.serve.tui import Conversation, chat, show_answer
+    from sparkles.serve.tui import Talk, run, show_answer
 
     validate(cfg)
     responder = build_responder(cfg)
     console = Console()
     if cfg.message is not None:
-        sys.exit(0 if show_answer(Conversation(responder), cfg.message, console) else 1)
-    chat(responder, console, hints=[f"[dim]weights: {cfg.checkpoint}[/]"])
+        sys.exit(0 if show_answer(Talk(responder), cfg.message, console) else 1)
+    run(responder, console, hints=[f"[dim]weights: {cfg.checkpoint}[/]"])
 
 
-@command("api")
-def api(cfg: DictConfig) -> None:
-    from contextlib import closing
-
+@command("chat")
+def chat(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from sparkles.config import validate
     from sparkles.gen.extras import needs
-    from sparkles.launch import build_module
-    from sparkles.types import InputError
 
-    with needs("api"):
-        import uvicorn
-
-        from sparkles.serve.api import build_app
-        from sparkles.serve.gate import LOOPBACK
+    with needs("serve"):
+        from sparkles.serve.conversation import Chat
+        from sparkles.serve.feedback import Feedback
+        from sparkles.serve.page.app import build_page
+        from sparkles.serve.starters import read_examples
 
     validate(cfg)
-    api_key = cfg.api_key or os.environ.get("SPARKLES_API_KEY")
-    if cfg.host not in LOOPBACK and not api_key:
-        raise InputError(
-            f"host={cfg.host} would open the server to the network; expected an API key then: set SPARKLES_API_KEY in "
-            f"the environment, or leave host at {LOOPBACK[1]}"
-        )
-    datamodule = instantiate(cfg.data, _convert_="all")
-    engine = instantiate(cfg.engine)(
-        model=build_module(cfg).model, encoder=datamodule.encoder, transform=datamodule.eval_transform
+    password = _secret(cfg.host, cfg.password, "SPARKLES_PASSWORD")
+    examples = read_examples(cfg.examples) if cfg.examples else []
+    engine = _engine(cfg)
+    page = build_page(
+        Chat(engine, limits=instantiate(cfg.limits)),
+        name=cfg.name,
+        defaults=instantiate(cfg.sampling),
+        visitors=instantiate(cfg.visitors),
+        feedback=Feedback(cfg.feedback, model=cfg.name) if cfg.feedback else None,
+        examples=examples,
+        about=cfg.get("about", ""),  # of those in conf/model that have something to say
+        password=password,
     )
+    # Open pages keep a connection for good.
+    _serve(page, engine, cfg, f"{cfg.name} at http://{cfg.host}:{cfg.port}", patience=PAGE_PATIENCE)
+
+
+@command("api")
+def api(cfg: DictConfig) -> None:
+    from hydra.utils import instantiate
+
+    from sparkles.config import validate
+    from sparkles.gen.extras import needs
+
+    with needs("api"):
+        from sparkles.serve.api import build_app
+
+    validate(cfg)
+    api_key = _secret(cfg.host, cfg.api_key, "SPARKLES_API_KEY")
+    engine = _engine(cfg)
     app = build_app(
         engine,
         name=cfg.name,
@@ -71,21 +96,54 @@ def api(cfg: DictConfig) -> None:
         image_urls=cfg.image_urls,
         moderation=instantiate(cfg.moderation),
     )
-    with closing(engine):
-        print(
-            f"{cfg.name} at http://{cfg.host}:{cfg.port}/v1; Ctrl-C ends it when those who wait have their answers"
+    _serve(app, engine, cfg, f"{cfg.name} at http://{cfg.host}:{cfg.port}/v1", patience=round(engine.seconds))
+
+
+def _secret(host: str, given: str | None, variable: str) -> str | None:
+    """What lets users in; without any, the server is for this machine alone."""
+    from sparkles.serve.gate import LOOPBACK
+
+    secret = given or os.environ.get(variable)
+    if host not in LOOPBACK and not secret:
+        raise InputError(
+            f"host={host} would open the server to the network; expected a secret then: set {variable} in the "
+            f"environment, or leave host at {LOOPBACK[1]}"
         )
+    return secret
+
+
+def _engine(cfg: DictConfig) -> "Engine":
+    """What computes the answers, for the model of `cfg`."""
+    from hydra.utils import instantiate
+
+    from sparkles.launch import build_module
+
+    datamodule = instantiate(cfg.data, _convert_="all")
+    engine: Engine = instantiate(cfg.engine)(
+        model=build_module(cfg).model, encoder=datamodule.encoder, transform=datamodule.eval_transform
+    )
+    return engine
+
+
+def _serve(app: "ASGIApp", engine: "Engine", cfg: DictConfig, where: str, *, patience: int) -> None:
+    """Until Ctrl-C, and then for so many seconds until those who wait have their answers."""
+    from contextlib import closing
+
+    import uvicorn
+
+    with closing(engine):
+        print(f"{where}; Ctrl-C ends it when those who wait have their answers", flush=True)
         uvicorn.run(
             app,
             host=cfg.host,
             port=cfg.port,
             limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=round(engine.seconds),
+            timeout_graceful_shutdown=patience,
             server_header=False,
         )
 
 
-COMMANDS = {"tui": tui, "api": api}
+COMMANDS = {"chat": chat, "tui": tui, "api": api}
 
 
 def main() -> None:

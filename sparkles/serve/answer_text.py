@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sparkles.data.encoding import Tokenizer
 
@@ -76,7 +77,7 @@ class AnswerText:
         return certain[start:], scores
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return _spelled(self._tokenizer, tuple(token_ids))  # type: ignore[arg-type]  # every object has a hash
 
     def _cut(self) -> None:
         places = [place for stop in self._stops if (place := self._text.find(stop)) >= 0]
@@ -95,3 +96,9 @@ class AnswerText:
             ),
             default=0,
         )
+
+
+@lru_cache(maxsize=2**16)
+def _spelled(tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> str:
+    """Of few tokens, most of them pairs that have been spelled before: tokenizers take longer than all else here."""
+    return tokenizer.decode(list(token_ids), skip_special_tokens=True)

@@ -123,7 +123,7 @@ class ChatService:
 
     async def _answers(self, question: Question) -> list[Piece]:
         """Each choice whole, and without its text if it must not pass."""
-        async with aclosing(self._engine.answer(question)) as pieces:
+        async with aclosing(self._engine.answer(replace(question, in_pieces=False))) as pieces:
             answers = merged([piece async for piece in pieces])
         if self._moderation is None:
             return answers

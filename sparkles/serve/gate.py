@@ -33,12 +33,22 @@ class Gate:
     Args:
         api_key: that must be sent as `Authorization: Bearer ...`. None lets everyone in who asks for this machine by a
             name of its own: a page from elsewhere, whose name was made to lead here, does not.
+        any_host: lets all others in too, where the application asks for a password itself.
     """
 
-    def __init__(self, app: ASGIApp, *, engine: HasPlaces, limits: Limits, api_key: str | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        engine: HasPlaces,
+        limits: Limits,
+        api_key: str | None = None,
+        any_host: bool = False,
+    ) -> None:
         self.app = app
         self.engine = engine
         self.limits = limits
+        self._any_host = any_host
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +70,7 @@ class Gate:
 
     def _check_key(self, headers: Headers) -> None:
         if self._authorization is None:
-            if _host_name(headers) not in LOOPBACK:
+            if not self._any_host and _host_name(headers) not in LOOPBACK:
                 raise ApiError(
                     403, f"without an API key this server is asked as {' or '.join(LOOPBACK)} only"
                 )

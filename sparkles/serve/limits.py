@@ -23,3 +23,5 @@ class Limits:
     """Stop strings of a request, as of OpenAI's."""
     stop_characters: int = 128
     """Of each."""
+    beams: int = 8
+    """Of a search for an answer in the web chat."""

@@ -12,6 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpcore2
 import PIL.Image
+import PIL.ImageOps
 
 from sparkles.types import InputError
 
@@ -34,7 +35,7 @@ class PictureError(InputError):
 
 
 def decode(content: bytes, *, max_pixels: int) -> PIL.Image.Image:
-    """The picture in RGB; of an animation the first frame.
+    """The picture in RGB, upright; of an animation the first frame.
 
     Raises:
         PictureError: not a picture of `FORMATS`, broken, or of more than `max_pixels`.
@@ -42,7 +43,7 @@ def decode(content: bytes, *, max_pixels: int) -> PIL.Image.Image:
     try:
         with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as file:
             if file.width * file.height <= max_pixels:
-                return file.convert("RGB")
+                return PIL.ImageOps.exif_transpose(file).convert("RGB")
             size = f"{file.width} x {file.height}"
     except Exception as error:  # decoders raise more on hostile bytes than they document
         raise PictureError(f"the picture cannot be read; expected one of {', '.join(FORMATS)}") from error

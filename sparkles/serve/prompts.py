@@ -1,13 +1,11 @@
 """From what a client sends to a prompt of the house: pictures become references at the words where they stand."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparkles.prompt_format import IMAGE_PLACEHOLDER, IMAGE_TAG, image_reference, strip_tags
+from sparkles.prompt_format import IMAGE_PLACEHOLDER, IMAGE_TAG, image_reference, strip_tags, trailing_id
 from sparkles.types import Image, InputError, Message, Role
 
-_NAMED = re.compile(r"IMAGE#(\w+)$")
 _OPENING = tuple("([{'\"")
 
 
@@ -73,9 +71,9 @@ def _interleaved(parts: Sequence[str | None], taken: Sequence[str]) -> tuple[str
             content += (" " if touches else "") + text
             after_image = after_image and not text
             continue
-        named = _NAMED.search(content)
-        if named and named[1] not in (*taken, *names):
-            names.append(named[1])
+        named = trailing_id(content)
+        if named and named not in (*taken, *names):
+            names.append(named)
             content += IMAGE_TAG
         else:
             names.append(_next_number((*taken, *names)))

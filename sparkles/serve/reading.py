@@ -17,7 +17,7 @@ from sparkles.serve.prompts import ConversationError, Said, to_messages, without
 from sparkles.serve.protocol import ChatRequest, ImagePart
 from sparkles.types import Message, Prompt
 
-_CHARACTERS_PER_TOKEN = 64
+CHARACTERS_PER_TOKEN = 64
 """No text of any length has so many on average; what is longer need not be split into tokens to be refused."""
 
 
@@ -159,7 +159,7 @@ class RequestReader:
             encoder.prompt_format = replace(encoder.prompt_format, system_message=system_message)
         texts = [conversation.instructions, *(message.content for message in conversation.messages)]
         room = encoder.max_prompt_length
-        if sum(map(len, texts)) > _CHARACTERS_PER_TOKEN * room:
+        if sum(map(len, texts)) > CHARACTERS_PER_TOKEN * room:
             raise _too_long(room, "many more")
         encoded = encoder.encode_prompt(Prompt(messages=conversation.messages))
         if encoded.dropped_tokens:

@@ -46,7 +46,7 @@ def parse_message(text: str, *, first_id: int) -> Message:
     return Message(role="user", content=content, images=tuple(images))
 
 
-class Conversation:
+class Talk:
     """Turns so far, and what numbers the next pictures get."""
 
     def __init__(self, responder: Responder) -> None:
@@ -66,7 +66,7 @@ class Conversation:
         return answer
 
 
-def chat(
+def run(
     responder: Responder,
     console: Console,
     *,
@@ -74,7 +74,7 @@ def chat(
     read: Callable[[], str] | None = None,
 ) -> None:
     """Read, answer, until the user leaves."""
-    conversation = Conversation(responder)
+    talk = Talk(responder)
     console.print(Panel("\n".join([HELP, *hints]), title="Sparkles"))
     while True:
         try:
@@ -85,20 +85,20 @@ def chat(
         if text == "/quit":
             return
         if text == "/clear":
-            conversation = Conversation(responder)
+            talk = Talk(responder)
             console.print("[dim]A new conversation.[/]")
         elif text:
             try:
-                show_answer(conversation, text, console)
+                show_answer(talk, text, console)
             except KeyboardInterrupt:  # stops the answer, not the chat
                 console.print("[dim]Stopped; the question is forgotten.[/]")
 
 
-def show_answer(conversation: Conversation, text: str, console: Console) -> bool:
+def show_answer(talk: Talk, text: str, console: Console) -> bool:
     """Print the answer, or what is wrong with the question; whether there was an answer."""
     try:
         with console.status("thinking"):
-            answer = conversation.ask(text)
+            answer = talk.ask(text)
     except ValueError as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return False

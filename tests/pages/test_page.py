@@ -76,6 +76,16 @@ def test_what_is_said_of_a_picture_later_leads_back_to_it() -> None:
     assert shown(second.question) == [Mention("IMAGE#7"), " or ", "IMAGE#a.b", "?"]
 
 
+def test_the_text_names_a_picture_whose_file_has_another_name() -> None:
+    messages = [
+        user(f"Look at {image_reference(1)}.", Image(image_id="4f3a")),
+        Message(role="assistant", content="IMAGE#1 is red."),
+    ]
+    [turn] = Speech(messages, Album([])).turns()
+    assert shown(turn.question) == ["Look at ", "IMAGE#1", "."]
+    assert turn.answer == (Mention("IMAGE#1"), " is red.")
+
+
 def test_a_tag_without_its_image_stays_in_the_text() -> None:
     [turn] = Speech([user(f"IMAGE#7{IMAGE_TAG}?")], Album([])).turns()
     assert "".join(map(str, turn.question)) == f"IMAGE#7{IMAGE_TAG}?"

@@ -25,6 +25,7 @@ from sparkles.nano.world import random_scene, render
 from sparkles.prompt_format import image_reference
 from sparkles.serve.answer_text import AnswerText
 from sparkles.serve.api import build_app
+from sparkles.serve.conversation import Conversation, Turn, Upload
 from sparkles.serve.engine import Engine, Question, Sampling
 from sparkles.types import Image, Message, Prompt
 from tests.serve.running_server import RunningServer
@@ -126,6 +127,20 @@ def engine(nano: Nano) -> Iterator[Engine]:
     engine = nano.engine()
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def conversation(scenes: Callable[[int], list[Path]]) -> Conversation:
+    """Three scenes: shown without an answer, then compared, then asked about."""
+    one, two, three = (Upload(path.read_bytes()) for path in scenes(3))
+    drawn = Sampling(max_tokens=40, temperature=0.5, seed=3)
+    return Conversation(
+        turns=[
+            Turn(("Look at ", one, "."), drawn, ending="stopped"),
+            Turn(("Compare it with ", two, "."), drawn, answer="IMAGE#2 has more objects.", ending="stop"),
+            Turn(("And ", three, "?"), drawn, answer="IMAGE#3 has a red star, as IMAGE#1", ending="length"),
+        ]
+    )
 
 
 @pytest.fixture(scope="session")

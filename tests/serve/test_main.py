@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -55,6 +56,47 @@ def test_without_a_key_it_is_not_opened(
     assert "Traceback" not in said
 
 
+@pytest.fixture
+def chatted(run_main: RunMain, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """What a command line makes of the page and of uvicorn, which is not started."""
+    page = pytest.importorskip("sparkles.serve.page.app", reason="needs gradio", exc_type=ImportError)
+    monkeypatch.delenv("SPARKLES_PASSWORD", raising=False)
+
+    def run(*arguments: str) -> dict[str, Any]:
+        with mock.patch.object(page, "build_page") as build_page, mock.patch.object(uvicorn, "run") as serve:
+            run_main(main, "chat", *arguments)
+        (chat,) = build_page.call_args.args
+        return {"limits": chat.limits} | build_page.call_args.kwargs | serve.call_args.kwargs
+
+    return run
+
+
+def test_the_page_is_for_this_machine_and_says_what_nano_can_talk_about(
+    chatted: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = chatted("limits.tokens=99", f"feedback={tmp_path}", "sampling.temperature=0.5")
+    assert (settings["host"], settings["port"], settings["password"]) == ("127.0.0.1", 7860, None)
+    assert settings["about"].startswith("This is nano")
+    assert (settings["limits"].tokens, settings["defaults"].temperature) == (99, 0.5)
+    assert len(settings["examples"]) >= 3
+    assert settings["feedback"].folder == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_model_says_nothing_of_nano(chatted: Callable[..., dict[str, Any]]) -> None:
+    settings = chatted("model=nano", "feedback=null", "examples=null", "password=s3cret")
+    assert (settings["about"], settings["feedback"], settings["examples"]) == ("", None, [])
+    assert settings["password"] == "s3cret"
+
+
+def test_a_page_without_a_password_is_not_opened(
+    chatted: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        chatted("host=0.0.0.0")
+    assert "set SPARKLES_PASSWORD" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], None), (["sing"], 1), ([], 1)])
 def test_commands_are_listed(
     run_main: RunMain, arguments: list[str], code: int | None, capsys: pytest.CaptureFixture[str]
@@ -64,4 +106,5 @@ def test_commands_are_listed(
     said = capsys.readouterr().out + str(exit_.value.code or "")
     assert "tui" in said
     assert "an OpenAI-compatible endpoint" in said
+    assert "a web page" in said
     assert (exit_.value.code is None) == (code is None)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sparkles.data.images import ImageError
 from sparkles.prompt_format import IMAGE_PLACEHOLDER, IMAGE_TAG, MINIGPT4, check_tags
-from sparkles.serve.tui import Conversation, chat, parse_message, show_answer
+from sparkles.serve.tui import Talk, parse_message, run, show_answer
 from sparkles.types import Prompt, Response
 
 CAT = f"IMAGE#1{IMAGE_TAG}"
@@ -132,29 +132,29 @@ def test_a_placeholder_typed_by_hand_does_no_harm(typed: str) -> None:
 
 def test_ids_go_on_over_the_turns_and_each_turn_sees_all_before() -> None:
     echo = Echo()
-    conversation = Conversation(echo)
-    conversation.ask("Compare @cat.png with @cat.png.")
-    conversation.ask("And now?")
-    conversation.ask('What of @"my dog.png"?')
+    talk = Talk(echo)
+    talk.ask("Compare @cat.png with @cat.png.")
+    talk.ask("And now?")
+    talk.ask('What of @"my dog.png"?')
     assert [image.image_id for image in echo.asked[-1].images] == [1, 2, 3]
     assert [len(prompt.messages) for prompt in echo.asked] == [1, 3, 5]
-    assert conversation.messages[-2].content == f"What of IMAGE#3{IMAGE_TAG}?"
+    assert talk.messages[-2].content == f"What of IMAGE#3{IMAGE_TAG}?"
 
 
 def test_tags_in_an_answer_are_not_taken_for_pictures() -> None:
-    conversation = Conversation(Echo(text=f"I see IMAGE#1{IMAGE_TAG} and <Image{IMAGE_PLACEHOLDER}Here>."))
-    assert IMAGE_PLACEHOLDER not in conversation.ask("Describe @cat.png.")
-    assert conversation.ask("And again?").startswith("I see IMAGE#1 and")
+    talk = Talk(Echo(text=f"I see IMAGE#1{IMAGE_TAG} and <Image{IMAGE_PLACEHOLDER}Here>."))
+    assert IMAGE_PLACEHOLDER not in talk.ask("Describe @cat.png.")
+    assert talk.ask("And again?").startswith("I see IMAGE#1 and")
 
 
 def test_a_failed_question_leaves_the_conversation_as_it_was() -> None:
-    conversation = Conversation(Echo())
-    conversation.ask("Describe @cat.png.")
-    before = conversation.messages
+    talk = Talk(Echo())
+    talk.ask("Describe @cat.png.")
+    before = talk.messages
     with pytest.raises(ImageError):
-        conversation.ask("Compare @cat.png with @missing.png.")
-    assert conversation.messages == before
-    assert conversation.next_image_id == 2
+        talk.ask("Compare @cat.png with @missing.png.")
+    assert talk.messages == before
+    assert talk.next_image_id == 2
 
 
 # --- the terminal
@@ -162,7 +162,7 @@ def test_a_failed_question_leaves_the_conversation_as_it_was() -> None:
 
 def test_a_missing_picture_is_said_and_the_conversation_goes_on(console: Console) -> None:
     echo = Echo(text="A cat.")
-    chat(echo, console, read=lines("Describe @cat.png.", "And @missing.png?", 'And @"my dog.png"?', "/quit"))
+    run(echo, console, read=lines("Describe @cat.png.", "And @missing.png?", 'And @"my dog.png"?', "/quit"))
     assert "cannot read missing.png (image 2)" in printed(console)
     assert printed(console).count("Sparkles: A cat.") == 2
     assert [image.image_id for image in echo.asked[-1].images] == [1, 2]
@@ -171,13 +171,13 @@ def test_a_missing_picture_is_said_and_the_conversation_goes_on(console: Console
 @pytest.mark.parametrize("last", [("/quit",), ()])
 def test_it_ends_with_quit_or_with_the_input(console: Console, last: tuple[str, ...]) -> None:
     echo = Echo(text="Hello.")
-    chat(echo, console, read=lines("Hi.", "", "   ", *last))
+    run(echo, console, read=lines("Hi.", "", "   ", *last))
     assert len(echo.asked) == 1
 
 
 def test_clear_begins_a_new_conversation(console: Console) -> None:
     echo = Echo(text="Yes.")
-    chat(echo, console, read=lines("Describe @cat.png.", "/clear", "Describe @cat.png."))
+    run(echo, console, read=lines("Describe @cat.png.", "/clear", "Describe @cat.png."))
     assert [len(prompt.messages) for prompt in echo.asked] == [1, 1]
     assert echo.asked[-1].images[0].image_id == 1
 
@@ -191,17 +191,17 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(console: Console) -> None:
             return answered
 
     slow = Slow()
-    chat(slow, console, read=lines("One?", "Two?"))
+    run(slow, console, read=lines("One?", "Two?"))
     assert [len(prompt.messages) for prompt in slow.asked] == [1, 1]
     assert "Sparkles: Two?" in printed(console)
 
 
 def test_brackets_in_an_answer_are_text_and_no_markup(console: Console) -> None:
-    assert show_answer(Conversation(Echo(text="[red]not red[/] [/]")), "Hi.", console)
+    assert show_answer(Talk(Echo(text="[red]not red[/] [/]")), "Hi.", console)
     assert "Sparkles: [red]not red[/] [/]" in printed(console)
 
 
 def test_hints_and_help_are_shown_first(console: Console) -> None:
-    chat(Echo(), console, hints=["weights: nano"], read=lines())
+    run(Echo(), console, hints=["weights: nano"], read=lines())
     assert 'Quote a path with spaces: @"my cat.png"' in printed(console)
     assert "weights: nano" in printed(console)

@@ -1,0 +1,338 @@
+"""What users do on the chat's page, and what of it reaches the model."""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sparkles.data.annotations import read_dialogues, read_samples
+from tests.browser import HOSTILE, Page
+from tests.serve.browser.conftest import RecordingEngine
+
+if TYPE_CHECKING:
+    from tests.serve.browser.chat_page import ChatPage
+
+
+# --- pictures between the words
+
+
+def test_pictures_between_words_reach_the_model_at_these_words(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    answer = chat.ask("Compare ", pictures[0], " with ", pictures[1], ".")
+    assert recording.question() == "Compare IMAGE#1[scene 0] with IMAGE#2[scene 1]."
+    assert chat.asked(0).split() == ["Compare", "IMAGE#1", "with", "IMAGE#2."]
+    assert answer
+
+    chat.ask("And ", pictures[2], "?")
+    assert "Human: Compare IMAGE#1[scene 0] with IMAGE#2[scene 1].###" in recording.prompt()
+    assert f"Assistant: {answer}" in recording.prompt()
+    assert recording.question() == "And IMAGE#3[scene 2]?"
+
+    chat.page.reload()
+    chat.expect(chat.turns).to_have_count(2)
+    assert chat.asked(1).split() == ["And", "IMAGE#3?"]
+    chat.ask("Are you sure about IMAGE#2?")
+    assert recording.prompt().count("[scene") == 3
+
+
+def test_pictures_are_pasted_at_the_cursor_and_dropped_at_a_word(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    chat.write("Is red in or in this?")
+    chat.drop("or", pictures[2])
+    chat.expect(chat.chips).to_have_count(1)
+    chat.page.keyboard.press("Home")
+    chat.copy(pictures[1])
+    chat.page.keyboard.press("Control+v")
+    chat.expect(chat.chips).to_have_count(2)
+    chat.ask(": ")
+    assert recording.question() == "IMAGE#1[scene 1]: Is red in IMAGE#2[scene 2] or in this?"
+
+
+def test_chips_are_removed_by_keys_and_button_and_numbered_again(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    keyboard = chat.page.keyboard
+    chat.write("a ", pictures[0], pictures[1], pictures[2], pictures[3])
+    assert chat.numbers() == ["1", "2", "3", "4"]
+    keyboard.press("Backspace")  # beside the cursor
+    assert chat.numbers() == ["1", "2", "3"]
+    chat.chips.first.focus()
+    keyboard.press("Delete")
+    assert chat.numbers() == ["1", "2"]
+    chat.page.get_by_role("button", name="Remove IMAGE#2").click()
+    chat.ask("b")
+    assert recording.question() == "a IMAGE#1[scene 1] b"
+
+
+def test_what_is_no_picture_is_refused_in_words(chat: "ChatPage", tmp_path: Path) -> None:
+    for name, words in (("notes.txt", "Only pictures"), ("broken.png", "cannot be read")):
+        (tmp_path / name).write_text("no picture")
+        with chat.page.expect_file_chooser() as chooser:
+            chat.button("Add pictures at the cursor").click()
+        chooser.value.set_files(tmp_path / name)
+        chat.expect(chat.page.get_by_role("alert")).to_contain_text(words)
+
+
+def test_large_pictures_are_scaled_down_before_they_are_sent(
+    chat: "ChatPage", recording: RecordingEngine, tmp_path: Path
+) -> None:
+    import PIL.Image
+
+    PIL.Image.effect_noise((2000, 1000), 60).convert("RGB").save(tmp_path / "large.jpg")
+    sent: list[int] = []
+    chat.page.on("request", lambda request: sent.append(len(request.post_data or "")))
+    chat.ask("What is ", tmp_path / "large.jpg", "?")
+    size = chat.turns.last.locator("img").first.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert size == [1024, 512]
+    assert max(sent) < 1_000_000
+
+
+def test_words_that_mean_a_picture_show_it(chat: "ChatPage", pictures: list[Path]) -> None:
+    chat.ask(pictures[0], " and ", pictures[1], ": is the second picture like IMAGE#1?")
+    shown = chat.page.get_by_role("tooltip")
+    chat.expect(shown).to_be_hidden()
+    chat.page.get_by_role("button", name="the second picture, shows IMAGE#2").first.hover()
+    chat.expect(shown).to_contain_text("IMAGE#2")
+    chat.page.mouse.move(0, 0)
+    chat.expect(shown).to_be_hidden()
+    chat.page.get_by_role("button", name="IMAGE#1", exact=True).first.focus()
+    chat.expect(shown).to_contain_text("IMAGE#1")
+    chat.page.keyboard.press("Escape")
+    chat.expect(shown).to_be_hidden()
+
+
+# --- answers
+
+
+def test_an_answer_streams_and_can_be_stopped_retried_and_edited(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    recording.pause = 0.1
+    chat.write("Describe ", pictures[0], " briefly.")
+    chat.page.keyboard.press("Enter")
+    answer = chat.turns.last.get_by_role("group", name="Answer")
+    chat.expect(answer).to_have_text(re.compile(r"\w+ \w+"))
+    assert answer.get_attribute("aria-busy") == "true"
+    chat.button("Stop").click()
+    partial = chat.answer()
+    chat.expect(chat.turns.last).to_contain_text("Stopped.")
+
+    recording.pause = 0.0
+    chat.button("Retry").click()
+    chat.expect(chat.turns.last).to_contain_text("Try 2.")
+    whole = chat.answer()
+    assert whole.startswith(partial)
+    assert len(whole) > len(partial)
+    assert recording.question() == recording.question(-2)
+
+    chat.button("Edit the question").click()
+    chat.expect(chat.turns).to_have_count(0)
+    assert chat.numbers() == ["1"]
+    chat.ask(" Now")
+    assert recording.question() == "Describe IMAGE#1[scene 0] briefly. Now"
+
+
+def test_a_page_that_is_left_while_an_answer_is_written_finds_what_there_was(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    recording.pause = 0.1
+    chat.write("Describe ", pictures[0], " briefly.")
+    chat.page.keyboard.press("Enter")
+    chat.expect(chat.turns.last.get_by_role("group", name="Answer")).to_have_text(re.compile(r"\w+ \w+"))
+    chat.page.reload()
+    chat.expect(chat.turns).to_have_count(1)
+    recording.pause = 0.0
+    chat.ask("Are you sure?")
+    assert "Describe IMAGE#1[scene 0] briefly." in recording.prompt()
+
+
+def test_an_answer_does_not_follow_to_another_conversation(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    recording.pause = 0.1
+    chat.write("Describe ", pictures[0], " briefly.")
+    chat.page.keyboard.press("Enter")
+    chat.expect(chat.button("Stop")).to_be_visible()
+    chat.button("New conversation").click()
+    chat.expect(chat.turns).to_have_count(0)
+    chat.page.wait_for_timeout(500)
+    chat.expect(chat.turns).to_have_count(0)
+    chat.page.get_by_role("radio", name="Describe").check()
+    chat.expect(chat.turns).to_have_count(1)
+    recording.pause = 0.0
+    assert chat.answer().endswith(".")
+
+
+def test_settings_reach_the_model(chat: "ChatPage", recording: RecordingEngine) -> None:
+    chat.unfold("Settings")
+    for label, value in (("Temperature", "0.5"), ("Longest answer", "3"), ("Seed", "7")):
+        chat.page.get_by_role("spinbutton", name=label).fill(value)
+        chat.page.keyboard.press("Tab")
+    chat.ask("Hello")
+    sampling = recording.asked[-1].sampling
+    assert (sampling.temperature, sampling.max_tokens, sampling.seed) == (0.5, 3, 7)
+    chat.expect(chat.turns.last).to_contain_text("Cut off")
+
+
+def test_a_question_that_cannot_be_asked_goes_back_into_the_editor(chat: "ChatPage") -> None:
+    chat.unfold("Settings")
+    for label, value in (("Temperature", "1"), ("Beams", "3")):
+        chat.page.get_by_role("spinbutton", name=label).fill(value)
+        chat.page.keyboard.press("Tab")
+    chat.write("Hello")
+    chat.page.keyboard.press("Enter")
+    chat.expect(chat.page.get_by_role("alert")).to_contain_text("beams are not drawn")
+    chat.expect(chat.editor).to_have_text("Hello")
+    chat.expect(chat.turns).to_have_count(0)
+
+
+def test_what_users_and_models_write_stays_text(chat: "ChatPage") -> None:
+    words = HOSTILE.replace("\ud800", "").replace("\x00", "") + " ${document.title = 'owned'} {{value}} `"
+    chat.editor.focus()
+    chat.page.keyboard.insert_text(words)
+    chat.page.keyboard.press("Enter")
+    chat.answer()
+    assert "<script>" in chat.asked(0)
+    assert "${document.title" in chat.asked(0)
+    chat.page.reload()
+    chat.expect(chat.turns).to_have_count(1)
+    assert chat.page.evaluate("document.documentElement.dataset.owned") is None
+    assert chat.page.title() == "Nano"
+
+
+def test_what_no_longer_fits_is_left_out_whole_and_said_to_be(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    told = chat.page.get_by_text("no longer sees the first question")
+    chat.ask("Compare ", pictures[0], " with ", pictures[1], ".")
+    chat.expect(told).to_be_hidden()
+    chat.ask("Compare ", *pictures[1:], ".")
+    assert recording.prompt().count("[scene") == 3
+    assert "IMAGE#3[scene 1]" in recording.question()
+    chat.expect(told).to_be_visible()
+    chat.expect(chat.turns.first).to_contain_text("No longer seen by the model.")
+    chat.expect(chat.turns.last).not_to_contain_text("No longer seen by the model.")
+
+
+# --- conversations
+
+
+def test_conversations_are_listed_opened_and_forgotten(chat: "ChatPage", recording: RecordingEngine) -> None:
+    chat.ask("First words")
+    chat.button("New conversation").click()
+    chat.expect(chat.turns).to_have_count(0)
+    chat.ask("Other words")
+    assert "First" not in recording.prompt()
+    chat.page.get_by_role("radio", name="First words").check()
+    chat.expect(chat.turns.first).to_contain_text("First words")
+    chat.button("Delete this one").click()
+    chat.expect(chat.turns.first).to_contain_text("Other words")
+    chat.button("Delete all").click()
+    chat.expect(chat.turns).to_have_count(0)
+    chat.page.reload()
+    chat.expect(chat.turns).to_have_count(0)
+
+
+def test_visitors_do_not_see_each_other(
+    chat: "ChatPage", browser: Any, address: str, recording: RecordingEngine
+) -> None:
+    from tests.serve.browser.chat_page import ChatPage
+
+    chat.ask("My own words")
+    other = ChatPage(browser.new_page()).open(address)
+    chat.expect(other.turns).to_have_count(0)
+    other.ask("Whose?")
+    assert "own words" not in recording.prompt()
+    other.page.close()
+
+
+def test_an_example_is_asked_with_a_click(chat: "ChatPage", recording: RecordingEngine) -> None:
+    chat.page.get_by_role("button", name="One scene").click()
+    chat.expect(chat.turns).to_have_count(2)
+    chat.answer()
+    assert "Describe IMAGE#1[scene 3] briefly." in recording.prompt()
+    assert recording.question() == "Are you sure?"
+
+
+def test_answers_are_rated_once_and_become_training_data(
+    chat: "ChatPage", pictures: list[Path], kept: Path
+) -> None:
+    answer = chat.ask("Describe ", pictures[0], " briefly.")
+    chat.button("Good answer").click()
+    chat.expect(chat.button("Good answer")).to_have_attribute("aria-pressed", "true")
+    chat.expect(chat.button("Bad answer")).to_be_disabled()
+    (sample,) = read_samples(kept / "good.jsonl")
+    assert sample.answer == answer
+    chat.ask("Are you sure?")
+    chat.button("Flag the answer as harmful or broken").last.click()
+    chat.expect(chat.button("Flag the answer as harmful or broken").last).to_be_disabled()
+    (sample,) = read_samples(kept / "flagged.jsonl")
+    assert len(sample.prompt.messages) == 3
+
+
+def test_a_conversation_is_saved_as_a_training_dialogue_and_as_a_page(
+    chat: "ChatPage", pictures: list[Path], tmp_path: Path
+) -> None:
+    answer = chat.ask("Compare ", pictures[0], " with ", pictures[1], ".")
+    chat.unfold("Save this conversation")
+    files = {}
+    for name in ("As a training dialogue (.zip)", "As a web page (.html)"):
+        with chat.page.expect_download() as download:
+            chat.button(name).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        files[path.suffix] = path
+    with zipfile.ZipFile(files[".zip"]) as archive:
+        archive.extractall(tmp_path)
+    (dialogue,) = read_dialogues(next((tmp_path / "annotations").iterdir()))
+    assert dialogue.messages[1].content == answer
+    assert [image.image_id for image in dialogue.images] == ["1", "2"]
+    assert "Compare" in Page(files[".html"].read_text()).shown
+
+
+# --- everyone
+
+
+def test_all_of_it_goes_by_keyboard_alone(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    keyboard = chat.page.keyboard
+    chat.copy(pictures[0])
+    chat.tab_to("Question with pictures between the words")
+    keyboard.type("Describe ")
+    keyboard.press("Control+v")
+    chat.expect(chat.chips).to_have_count(1)
+    keyboard.press("Shift+Enter")
+    keyboard.type("briefly.")
+    chat.tab_to("Send")
+    keyboard.press("Enter")
+    chat.answer()
+    assert recording.question() == "Describe IMAGE#1[scene 0]\nbriefly."
+    chat.tab_to("Retry")
+    keyboard.press("Space")
+    chat.expect(chat.turns.last).to_contain_text("Try 2.")
+    chat.ended()
+    chat.tab_to("IMAGE#1, shows the picture")
+    chat.expect(chat.page.get_by_role("tooltip")).to_be_visible()
+    chat.tab_to("New conversation")
+    keyboard.press("Enter")
+    chat.expect(chat.turns).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_of_it(chat: "ChatPage", pictures: list[Path], scheme: Any) -> None:
+    chat.page.emulate_media(color_scheme=scheme)
+    chat.page.set_viewport_size({"width": 390, "height": 800})
+    chat.page.reload()
+    chat.ask("Compare ", pictures[0], " with ", pictures[1], ". " + "Reallyquitelongwords" * 5)
+    width = chat.page.evaluate("document.documentElement.scrollWidth")
+    assert width == 390
+    for name in ("Send", "Add pictures at the cursor"):
+        box = chat.button(name).bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] <= 390 - box["width"]
+        assert box["height"] >= 30
