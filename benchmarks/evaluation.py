@@ -1,18 +1,21 @@
 """What each technique buys when nano answers benchmarks, against one prompt at a time.
 
-    python benchmarks/evaluation.py [threads=2] [repeats=5] [num=40]
+    python benchmarks/evaluation.py [threads=2] [repeats=5] [num=100]
 
-Each line of output is a JSON object. The first way is the original's: one prompt at a time, with transformers' own
-decoding, and each picture encoded whenever it is asked about. Each further way adds one technique. All ways answer the
-same questions of BISON, NLVR2 and SparklesEval (both turns) one after the other in every repeat, so that what else the
-machine does falls on all of them; figures are medians, and `same_answers` counts those that equal the first way's.
+Each line of output is a JSON object. The first way is the original's: one prompt at a time, by transformers' own
+decoding. Each further way adds one technique. All ways answer the same questions of BISON, NLVR2 and SparklesEval (both
+turns) one after the other in every repeat, so that what else the machine does falls on all of them; figures are
+medians, and `same_answers` counts those that equal the first way's. The last line says where the time of the last way
+goes: into torch's operators by kind, and into all else (Python, tokenizer, files).
 """
 
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,49 +29,79 @@ from torch import Tensor, nn
 
 from sparkles.config import CONFIG_DIR, call, register_resolvers
 from sparkles.data.features import FeatureCache
-from sparkles.eval.asking import ask
-from sparkles.eval.benchmark import Benchmark
+from sparkles.eval.asking import Asked, ask
+from sparkles.eval.benchmark import Benchmark, Item, Scorer
+from sparkles.eval.courses import follow
 from sparkles.eval.responders import ModelResponder
 from sparkles.launch import build_module
-from sparkles.models.decoding import greedy_options
-from sparkles.models.lightning_module import SparklesModule
+from sparkles.models.decoding import RunningBatch
+from sparkles.models.sparkles_chat import SparklesChat
 
-MakeResponder = Callable[[], ModelResponder]
+BATCH_SIZE = 100
+KINDS = {
+    "attention": ("scaled_dot_product",),
+    "matrix_products": ("mm", "convolution"),
+    "memory": ("copy", "cat", "index", "fill", "zero", "empty"),
+}
+"""Of operators, by parts of their names; any other counts as elementwise."""
 
 
-class Decoding(nn.Module):
-    """SparklesChat without some of what its `generate` does."""
+class InBatches(nn.Module):
+    """SparklesChat, with no other way to answer than a batch by transformers' `generate`."""
 
-    def __init__(self, module: SparklesModule, *, leaving: bool) -> None:
+    def __init__(self, chat: SparklesChat) -> None:
         super().__init__()
-        self.chat = module.model
-        self.language = module.model.language
-        self.leaving = leaving
+        self.chat = chat
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         return self.chat.encode_images(pixel_values)
 
     def generate(self, batch: Mapping[str, Tensor], **generation: Any) -> Tensor:
-        options = greedy_options(self.language, generation, shared=0) if self.leaving else {}
-        return self.language.generate(
-            inputs_embeds=self.chat.embed(
-                batch["input_ids"], batch["pixel_values"], batch.get("image_features")
-            ),
-            attention_mask=batch["attention_mask"],
-            **options,
-            **generation,
-        )
+        return self.chat.generate(batch, **generation)
 
 
-def ways(cfg: DictConfig, folder: Path) -> dict[str, MakeResponder]:
-    """By name, what makes a responder that has seen nothing yet."""
+class Forgetful(InBatches):
+    """SparklesChat, which reads each prompt from its beginning."""
+
+    def __init__(self, chat: SparklesChat) -> None:
+        super().__init__(chat)
+        self.language = chat.language
+
+    def running_batch(self, features: Callable[[Sequence[int]], Tensor]) -> RunningBatch:
+        return self.chat.running_batch(features, remembered_bytes=0)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How benchmarks are answered."""
+
+    responder: Callable[[], ModelResponder]
+    """Makes one that has seen nothing yet."""
+    together: bool = False
+    """All benchmarks at the same time."""
+
+    def answer(self, suite: Sequence[Sequence[tuple[Item, Scorer]]]) -> list[str]:
+        """Everything that is said to the benchmarks' items, in their order."""
+        responder = self.responder()
+        said = []
+        for items in [list(chain(*suite))] if self.together else suite:
+            courses = [ask(item, scorer) for item, scorer in items]
+            asked: dict[int, Asked] = dict(follow(courses, responder, at_once=len(courses)))
+            said += [one["response"] for index in range(len(courses)) for one in asked[index].tries]
+        return said
+
+
+def ways(cfg: DictConfig, folder: Path) -> dict[str, Way]:
+    """By name, each with one technique more than the last."""
     datamodule = instantiate(cfg.data, _convert_="all")
     datamodule.prepare_data()
     module = build_module(cfg)
     part = module.model.qformer
     shape = part.num_query_tokens, part.hidden_size
 
-    def make(model: nn.Module, batch_size: int, *, keeps: bool = False) -> MakeResponder:
+    def make(
+        model: nn.Module, batch_size: int = BATCH_SIZE, *, keeps: bool = False
+    ) -> Callable[[], ModelResponder]:
         def responder() -> ModelResponder:
             features = (
                 FeatureCache(folder, encoder_hash=str(module.encoder_hash), shape=shape) if keeps else None
@@ -84,18 +117,34 @@ def ways(cfg: DictConfig, folder: Path) -> dict[str, MakeResponder]:
 
         return responder
 
-    plain, leaving = Decoding(module, leaving=False), Decoding(module, leaving=True)
     return {
-        "one prompt at a time": make(plain, 1),
-        "+ batches of 50, sorted by length": make(plain, 50),
-        "+ rows that have ended leave, keys and values stay in place": make(leaving, 50),
-        "+ batches of 100": make(leaving, 100),
-        "+ what all prompts begin with is read once": make(module.model, 100),
-        "+ features of pictures cached": make(module.model, 100, keeps=True),
+        "one prompt at a time": Way(make(InBatches(module.model), 1)),
+        f"+ batches of {BATCH_SIZE}, sorted by length": Way(make(InBatches(module.model))),
+        "+ where an answer ends the next begins": Way(make(Forgetful(module.model))),
+        "+ what was read once is not read again": Way(make(module.model)),
+        "+ all benchmarks together": Way(make(module.model), together=True),
+        "+ features of pictures cached": Way(make(module.model, keeps=True), together=True),
     }
 
 
-def measure(threads: int = 2, repeats: int = 5, num: int = 40, data_root: Path = Path("data/scenes")) -> None:
+def time_by_kind(way: Way, suite: Sequence[Sequence[tuple[Item, Scorer]]]) -> dict[str, float]:
+    """Seconds of one run by kind of operator, and those spent outside of all operators."""
+    with torch.profiler.profile() as profile:
+        start = time.perf_counter()
+        way.answer(suite)
+        whole = time.perf_counter() - start
+    seconds = dict.fromkeys((*KINDS, "elementwise"), 0.0)
+    for one in profile.key_averages():
+        kinds = [kind for kind, names in KINDS.items() if any(name in one.key for name in names)]
+        seconds[kinds[0] if kinds else "elementwise"] += one.self_cpu_time_total / 1e6
+    return {
+        name: round(value, 3) for name, value in (seconds | {"else": whole - sum(seconds.values())}).items()
+    }
+
+
+def measure(
+    threads: int = 2, repeats: int = 5, num: int = 100, data_root: Path = Path("data/scenes")
+) -> None:
     """Time answers to three benchmarks at nano size, one technique after the other.
 
     Args:
@@ -109,19 +158,19 @@ def measure(threads: int = 2, repeats: int = 5, num: int = 40, data_root: Path =
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("eval", [f"data_root={data_root}", f"benchmark.num={num}"])
     benchmarks: list[Benchmark] = list(instantiate(cfg.benchmark.suite, _convert_="all").values())
+    suite = [[(item, benchmark.scorer) for item in benchmark.items()] for benchmark in benchmarks]
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("measuring"):
-        makers = ways(cfg, Path(folder))
-        suite = [(benchmark.items(), benchmark.scorer) for benchmark in benchmarks]
-        seconds: dict[str, list[float]] = {name: [] for name in makers}
+        compared = ways(cfg, Path(folder))
+        seconds: dict[str, list[float]] = {name: [] for name in compared}
         said: dict[str, list[str]] = {}
         for repeat in range(repeats + 1):
-            for name, make in makers.items():
-                start, responder = time.perf_counter(), make()
-                asked = [one for items, scorer in suite for one in ask(items, responder, scorer)]
+            for name, way in compared.items():
+                start = time.perf_counter()
+                said[name] = way.answer(suite)
                 if repeat:
                     seconds[name].append(time.perf_counter() - start)
-                said[name] = [one["response"] for item in asked for one in item.tries]
-    first = next(iter(makers))
+        parts = time_by_kind(list(compared.values())[-1], suite)
+    first = next(iter(compared))
     slowest, num_prompts = statistics.median(seconds[first]), len(said[first])
     for name, times in seconds.items():
         print_line(
@@ -131,8 +180,16 @@ def measure(threads: int = 2, repeats: int = 5, num: int = 40, data_root: Path =
             same_answers=f"{sum(map(str.__eq__, said[name], said[first]))} of {num_prompts}",
             threads=threads,
             repeats=repeats,
-            torch=torch.__version__,
         )
+    whole = sum(parts.values())
+    print_line(
+        "where the time goes, under a profiler, which lengthens all but attention and matrix products",
+        list(compared)[-1],
+        figure=round(whole, 3),
+        unit="s",
+        **{name: f"{value / whole:.0%}" for name, value in parts.items()},
+        threads=threads,
+    )
 
 
 if __name__ == "__main__":

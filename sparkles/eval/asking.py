@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from sparkles.eval.benchmark import Item, Scorer
 from sparkles.eval.controls import Control
+from sparkles.eval.courses import Course
 from sparkles.prompt_format import IMAGE_PLACEHOLDER, strip_tags
-from sparkles.types import Dialogue, InputError, Message, Prompt, Responder, Response
+from sparkles.types import Dialogue, InputError, Message, Prompt, Response
 
 Mode = Literal["generate", "likelihood", "paper"]
 
@@ -89,59 +90,43 @@ def judged_dialogue(item: Item, answers: Sequence[str]) -> Dialogue:
     return Dialogue(messages=tuple(messages), dialogue_id=item.item_id)
 
 
-def ask(items: Sequence[Item], responder: Responder, scorer: Scorer, asking: Asking = PLAINLY) -> list[Asked]:
-    """What the responder says to each item, asked again as `asking` has it while no answer can be read from it."""
+def ask(item: Item, scorer: Scorer, asking: Asking = PLAINLY) -> Course[Asked]:
+    """What the responder says to the item, asked again as `asking` has it while no answer can be read from it.
+
+    Each question stands behind the answers to the earlier ones.
+    """
     options = scorer.options if asking.mode == "likelihood" else ()
-    asked = [Asked(item=item) for item in items]
-    waiting = list(range(len(items)))
+    asked = Asked(item=item)
     for number in range(1, 1 + asking.most_tries):
-        answered = _try([asked[index] for index in waiting], responder, number, options)
-        for index, one in zip(waiting, answered, strict=True):
-            asked[index] = one
-        if scorer.needs_judge:  # whatever was said can be judged
-            break
-        waiting = [index for index in waiting if _is_unread(asked[index], scorer)]
-        if not waiting:
+        asked = replace(asked, messages=())
+        for turn, question in enumerate(item.questions, start=1):
+            messages = (*asked.messages, question)
+            response = yield Prompt(
+                messages=messages, item_id=item.item_id, try_number=number, options=options
+            )
+            # An answer shows no images: a tag that the model made up would be taken for one in the next prompt.
+            answer = strip_tags(response.text).replace(IMAGE_PLACEHOLDER, "")
+            asked = replace(
+                asked,
+                messages=(*messages, Message(role="assistant", content=answer)),
+                tries=(*asked.tries, _record(turn, response)),
+                failure=response.failure,
+            )
+            if asked.failure:
+                return asked
+        if scorer.needs_judge or not _is_unread(asked, scorer):  # whatever was said can be judged
             break
     return asked
 
 
 def _is_unread(asked: Asked, scorer: Scorer) -> bool:
-    if asked.failure:
-        return False
     [score] = scorer.score([asked.item], [asked.dialogue], None)
     return score.answer is None
 
 
-def _try(asked: Sequence[Asked], responder: Responder, number: int, options: tuple[str, ...]) -> list[Asked]:
-    """One more try at each item, turn by turn; each question stands behind the answers to the earlier ones."""
-    tried = [replace(one, messages=()) for one in asked]
-    for turn in range(max((len(one.item.questions) for one in asked), default=0)):
-        due = [index for index, one in enumerate(tried) if turn < len(one.item.questions) and not one.failure]
-        prompts = [
-            Prompt(
-                messages=(*tried[index].messages, tried[index].item.questions[turn]),
-                item_id=tried[index].item.item_id,
-                try_number=number,
-                options=options,
-            )
-            for index in due
-        ]
-        for index, prompt, response in zip(due, prompts, responder.respond(prompts), strict=True):
-            # An answer shows no images: a tag that the model made up would be taken for one in the next prompt.
-            answer = strip_tags(response.text).replace(IMAGE_PLACEHOLDER, "")
-            tried[index] = replace(
-                tried[index],
-                messages=(*prompt.messages, Message(role="assistant", content=answer)),
-                tries=(*tried[index].tries, _record(turn, response)),
-                failure=response.failure,
-            )
-    return tried
-
-
 def _record(turn: int, response: Response) -> dict[str, Any]:
     record = {
-        "turn": turn + 1,
+        "turn": turn,
         "response": response.text,
         "seconds": round(response.seconds, 4),
         "truncated": response.truncated,

@@ -4,6 +4,7 @@ N images, Q query tokens per image, D_q the width of their features.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -32,6 +33,16 @@ class ImageFeatures:
         self._transform = transform
         self._cache = cache
         self._kept: dict[Image, Tensor] = {}
+        self._numbered: dict[Image, int] = {}
+
+    def numbers(self, images: Sequence[Image]) -> list[int]:
+        """The number of each image, below 0: the same for the same image."""
+        return [self._numbered.setdefault(image, -1 - len(self._numbered)) for image in images]
+
+    def of_numbers(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """As `of`, by the numbers that `numbers` gave."""
+        images = list(self._numbered)  # in the order of their numbers
+        return self.of([images[-1 - number] for number in numbers], device)
 
     def of(self, images: Sequence[Image], device: torch.device) -> Tensor:
         """float[N, Q, D_q], in the order of the images, of which there is at least one.
@@ -54,7 +65,9 @@ class ImageFeatures:
         return torch.stack([found[image] for image in images])
 
     def _encode(self, images: Sequence[Image], device: torch.device) -> Tensor:
-        pixel_values = torch.stack([self._transform(load_image(image)) for image in images]).to(device)
+        with ThreadPoolExecutor() as pool:  # files are read, and pictures unpacked, beside each other
+            pixels = list(pool.map(lambda image: self._transform(load_image(image)), images))
+        pixel_values = torch.stack(pixels).to(device)
         if self._cache is None:
             return self._model.encode_images(pixel_values)
         features = self._model.encode_to_keep(pixel_values)

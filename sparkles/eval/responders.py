@@ -4,104 +4,47 @@ B prompts of a batch, T tokens of the longest, S new tokens, V vocabulary.
 """
 
 import hashlib
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from typing import Any, Literal
+from functools import cached_property
+from itertools import islice
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from sparkles.data.collate import pad_batch
-from sparkles.data.encoding import Encoded, Encoder, Tokenizer
+from sparkles.data.encoding import Encoded, Encoder
 from sparkles.data.features import FeatureCache
 from sparkles.data.images import ImageTransform
 from sparkles.eval.answers import conclusion
+from sparkles.eval.choosing import WARPERS, SeededNoise, StopStrings, warpers
+from sparkles.eval.courses import Course, Ended, go_on, in_rounds, once
 from sparkles.eval.image_features import ImageFeatures
 from sparkles.eval.likelihood import ChatModel, contest, ending_log_probs
-from sparkles.types import InputError, Prompt, Response
+from sparkles.eval.refilling import Answer, Desk, Refillable, heeds
+from sparkles.types import IMAGE_TOKEN_ID, InputError, Prompt, Response
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 FIRST_BATCH_SIZE, LARGEST_BATCH_SIZE = 100, 800
 """What `auto` begins with, and where it ends on a device that says when its memory is full."""
-
-SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 0.9}
-"""How answers are drawn where `generation` does not say: as in the original."""
-
-_WARPERS: Mapping[str, Callable[[Any], LogitsProcessor]] = {
-    "temperature": TemperatureLogitsWarper,
-    "top_k": TopKLogitsWarper,
-    "top_p": TopPLogitsWarper,
-    "min_p": MinPLogitsWarper,
-}
-"""In the order in which transformers applies them."""
-
-
-class StopStrings(StoppingCriteria):
-    """Ends each row at the first of some strings, however tokens divide it.
-
-    The `stop_strings` of transformers do the same for its own tokenizers only.
-    """
-
-    def __init__(self, strings: Sequence[str], tokenizer: Tokenizer) -> None:
-        self.strings = tuple(strings)
-        self.tokenizer = tokenizer
-        # A token may be as little as a byte, and the first that is decoded may lose its leading space.
-        self.num_tokens = 1 + max((len(string.encode()) for string in strings), default=0)
-        self._may_end = cache(self._holds_an_end)
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """int64[B, S] -> bool[B]"""
-        rows = input_ids[:, -self.num_tokens :].tolist()
-        ended = [self._may_end(row[-1]) and self._has_ended(row) for row in rows]
-        return torch.tensor(ended, device=input_ids.device)
-
-    def _has_ended(self, token_ids: list[int]) -> bool:
-        ending = self.tokenizer.decode(token_ids)
-        return any(string in ending for string in self.strings)
-
-    def _holds_an_end(self, token_id: int) -> bool:
-        """Whether a string may end in this token, which by itself may be part of a character, or a space left out."""
-        text = self.tokenizer.decode([token_id])
-        unclear = not text or "\N{REPLACEMENT CHARACTER}" in text
-        return unclear or any(string[-1] in text for string in self.strings)
-
-
-class SeededNoise(LogitsProcessor):
-    """Makes the token with the largest score a draw from the softmax of the scores, by adding Gumbel noise.
-
-    Each row draws from a generator of its own, so neither the other rows nor the device change what it draws.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """float[B, V] -> float32[B, V]"""
-        rows = [
-            torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators
-        ]
-        return scores.float() - torch.stack(rows).log().to(scores.device)
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """The others have ended; see `sparkles.models.decoding`."""
-        self.generators = [self.generators[row] for row in rows.tolist()]
+_READ_AHEAD = 4
+"""Batches of prompts that are split into tokens before they are due."""
 
 
 class ModelResponder:
-    """Answers in batches of prompts of about the same length, and gives the responses in the prompts' order.
+    """Answers many prompts at a time: where one answer ends, the next begins.
+
+    Where `generation` asks for more than to take or draw the likeliest tokens (beams, say), or the model cannot have
+    its rows exchanged, prompts of about the same length are answered in batches by transformers' `generate`.
 
     Up to the rounding of sums, a response depends neither on the batch size nor on the other prompts: where answers are
     drawn (`do_sample`, or a second try), each prompt draws by a seed of its item, turn and try.
@@ -147,8 +90,8 @@ class ModelResponder:
         self.original_answer_text = original_answer_text
         self.seed = seed
         self.generation = {"do_sample": False, **generation}
-        self._warpers = _warpers(self.generation)
-        self.stop_strings = encoder.prompt_format.stop_strings
+        self._warpers = warpers(self.generation)
+        self._stop = StopStrings(encoder.prompt_format.stop_strings, encoder.tokenizer)
         self._option_encoder = Encoder(
             tokenizer=encoder.tokenizer,
             prompt_format=encoder.prompt_format,
@@ -166,7 +109,7 @@ class ModelResponder:
             seed,
             features is not None,
         )
-        self.name = f"{name}@{_fingerprint(model, repr(settings))}"
+        self.name = f"{name}@{fingerprint(model, repr(settings))}"
 
     def respond(self, prompts: Sequence[Prompt]) -> list[Response]:
         """Answer each prompt, in order.
@@ -174,6 +117,85 @@ class ModelResponder:
         Raises:
             InputError: not even one prompt fits into the device's memory.
         """
+        if self._desk is None:
+            return self._in_batches(prompts)
+        found = dict(self.converse([once(prompt) for prompt in prompts]))
+        return [found[index] for index in range(len(prompts))]
+
+    def converse(self, courses: Sequence[Course[T]]) -> Iterator[tuple[int, T]]:
+        """See `Conversing`. Courses begin in order, as many at a time as answers are written."""
+        desk = self._desk
+        if desk is None:
+            yield from in_rounds(courses, self._in_batches, at_once=_READ_AHEAD * self.batch_size)
+            return
+        with _evaluating(self.model):  # here, since to set the mode takes longer than a step of a small model
+            yield from self._refill(desk, courses)
+
+    def _refill(self, desk: Desk, courses: Sequence[Course[T]]) -> Iterator[tuple[int, T]]:
+        desk.clear()
+        to_begin = iter(range(len(courses)))
+        to_choose: list[tuple[int, Prompt]] = []
+        answered = self._begin(to_begin)
+        while answered or to_choose or desk.is_busy:
+            for index, answer, response in answered:
+                match go_on(courses[index], response):
+                    case Ended(value):
+                        yield index, value
+                    case Prompt() as prompt if prompt.options:
+                        to_choose.append((index, prompt))
+                    case Prompt() as prompt:
+                        desk.ask(self._to_write(index, prompt), behind=answer)
+            answered = []
+            if desk.is_busy:
+                with torch.inference_mode():
+                    written = desk.write()
+                answered = [(one.index, one, self._response(one.token_ids, one.seconds)) for one in written]
+            elif to_choose:
+                responses = self._in_batches([prompt for _, prompt in to_choose])
+                answered = [(index, None, one) for (index, _), one in zip(to_choose, responses, strict=True)]
+                to_choose = []
+            if desk.num_waiting < desk.most_rows:
+                answered += self._begin(to_begin)
+
+    def _begin(self, to_begin: Iterator[int]) -> list[tuple[int, Answer | None, Response | None]]:
+        return [(index, None, None) for index in islice(to_begin, _READ_AHEAD * self.batch_size)]
+
+    @cached_property
+    def _desk(self) -> Desk | None:
+        """Where answers are written; None where they are to be generated in batches."""
+        if not isinstance(self.model, Refillable) or not heeds(self.model.language, self.generation):
+            return None
+        try:
+            return Desk(
+                self.model,
+                lambda numbers: self._images.of_numbers(numbers, self._device),
+                generation=self.generation,
+                warpers=self._warpers,
+                stop=self._stop,
+                most_rows=self.batch_size,
+                may_grow_to=self._largest,
+            )
+        except InputError as error:
+            log.info("answers are generated in batches, each as long as its longest: %s", error)
+            return None
+
+    def _to_write(self, index: int, prompt: Prompt) -> Answer:
+        encoded = self.encoder.encode_prompt(prompt)
+        pictures = iter(
+            number
+            for number in self._images.numbers(encoded.images)
+            for _ in range(self.encoder.num_query_tokens)
+        )
+        numbers = [
+            next(pictures) if token_id == IMAGE_TOKEN_ID else token_id for token_id in encoded.input_ids
+        ]
+        return Answer(
+            index=index,
+            numbers=numbers[encoded.visible],
+            seed=seed_of(self.seed, prompt) if self._is_sampled(prompt) else None,
+        )
+
+    def _in_batches(self, prompts: Sequence[Prompt]) -> list[Response]:
         encoded = [self.encoder.encode_prompt(prompt) for prompt in prompts]
         ways = defaultdict(list)
         for index in sorted(range(len(prompts)), key=lambda index: -len(encoded[index].input_ids)):
@@ -216,18 +238,20 @@ class ModelResponder:
         generation = self.generation
         if self._is_sampled(prompts[0]):
             # transformers would draw all rows from one generator.
-            noise = SeededNoise([self._seed(prompt) for prompt in prompts])
-            generation = {name: value for name, value in generation.items() if name not in _WARPERS} | {
+            noise = SeededNoise(
+                [torch.Generator().manual_seed(seed_of(self.seed, prompt)) for prompt in prompts]
+            )
+            generation = {name: value for name, value in generation.items() if name not in WARPERS} | {
                 "do_sample": False,
                 "logits_processor": LogitsProcessorList([*self._warpers, noise]),
             }
         new_ids = self.model.generate(
             self._batch(encoded),
             pad_token_id=self.encoder.pad_token_id,
-            stopping_criteria=StoppingCriteriaList([StopStrings(self.stop_strings, self.encoder.tokenizer)]),
+            stopping_criteria=StoppingCriteriaList([self._stop]),
             **generation,
         )
-        return [self._response(row) for row in new_ids.tolist()]
+        return [self._response(row, 0.0) for row in new_ids.tolist()]
 
     def _choose(self, prompts: Sequence[Prompt]) -> list[Response]:
         contests = [contest(prompt, self._option_encoder) for prompt in prompts]
@@ -250,59 +274,44 @@ class ModelResponder:
     def _is_sampled(self, prompt: Prompt) -> bool:
         return self.generation["do_sample"] or prompt.try_number > 1
 
-    def _seed(self, prompt: Prompt) -> int:
-        drawn = (self.seed, prompt.item_id, len(prompt.messages), prompt.try_number)
-        return int.from_bytes(hashlib.sha256(repr(drawn).encode()).digest()[:8])
-
     @property
     def _device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    def _response(self, token_ids: list[int]) -> Response:
-        """The text in front of the stop string or the end token."""
-        tokenizer = self.encoder.tokenizer
-        eos = tokenizer.eos_token_id
-        ended = False
-        if eos is not None and eos in token_ids:
-            token_ids = token_ids[: token_ids.index(eos) + self.original_answer_text]
-            ended = True
-        spelled = tokenizer.decode(token_ids)
-        ended = ended or any(stop in spelled for stop in self.stop_strings)  # which may be a special token
-        text = spelled
-        if not self.original_answer_text:
-            text = tokenizer.decode(token_ids, skip_special_tokens=True)
-        for stop in self.stop_strings:
-            text = text.partition(stop)[0]
-        if self.original_answer_text:
-            prompt_format = self.encoder.prompt_format
-            role = prompt_format.assistant_prefix.removeprefix(prompt_format.end_of_answer)
-            text = text.rpartition(role)[2]
-        return Response(text=text.strip(), truncated=not ended)
+    def _response(self, token_ids: list[int], seconds: float) -> Response:
+        answer = read_answer(token_ids, self.encoder, original=self.original_answer_text)
+        return replace(answer, seconds=seconds)
 
 
-def _warpers(generation: Mapping[str, Any]) -> list[LogitsProcessor]:
-    """What transformers would do to the scores before it draws.
+def read_answer(token_ids: list[int], encoder: Encoder, *, original: bool = False) -> Response:
+    """The text in front of the stop string or the end token.
 
-    Raises:
-        InputError: it cannot be done with a generator for each row, or with such a value.
+    Args:
+        original: see `ModelResponder`.
     """
-    others = {"num_beams", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"} & generation.keys()
-    if generation["do_sample"] and others:
-        raise InputError(
-            f"generation: {', '.join(sorted(others))} cannot be combined with do_sample=true here, where each item "
-            f"draws by its own seed; it takes {', '.join(_WARPERS)}"
-        )
-    settings = SAMPLING | dict(generation)
-    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    try:
-        return [
-            warper(settings[name])
-            for name, warper in _WARPERS.items()
-            if settings.get(name) is not None and settings[name] != off.get(name)
-        ]
-    except ValueError as error:
-        raise InputError(f"generation: {error}") from error
+    tokenizer, prompt_format = encoder.tokenizer, encoder.prompt_format
+    eos = tokenizer.eos_token_id
+    ended = False
+    if eos is not None and eos in token_ids:
+        token_ids = token_ids[: token_ids.index(eos) + original]
+        ended = True
+    spelled = tokenizer.decode(token_ids)
+    ended = ended or any(
+        stop in spelled for stop in prompt_format.stop_strings
+    )  # which may be a special token
+    text = spelled if original else tokenizer.decode(token_ids, skip_special_tokens=True)
+    for stop in prompt_format.stop_strings:
+        text = text.partition(stop)[0]
+    if original:
+        text = text.rpartition(prompt_format.assistant_prefix.removeprefix(prompt_format.end_of_answer))[2]
+    return Response(text=text.strip(), truncated=not ended)
+
+
+def seed_of(seed: int, prompt: Prompt) -> int:
+    """For the answer to a prompt, where a run has this seed: 64 bits."""
+    drawn = (seed, prompt.item_id, len(prompt.messages), prompt.try_number)
+    return int.from_bytes(hashlib.sha256(repr(drawn).encode()).digest()[:8])
 
 
 @contextmanager
@@ -315,7 +324,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _fingerprint(model: nn.Module, settings: str) -> str:
+def fingerprint(model: nn.Module, settings: str) -> str:
     """Short hash of settings and weights. Of frozen tensors, which may be large, only the beginning is read."""
     digest = hashlib.sha256(settings.encode())
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,6 +1,7 @@
 """Ask a responder everything in some benchmarks, and leave the files of the contract in a run folder.
 
-`predictions/<benchmark>.jsonl` grows while the benchmark runs; `metrics.json` after each benchmark; `report.html` at
+The items of all benchmarks are asked together, so that no answer waits for the last of another benchmark, and what is
+answered is judged meanwhile. `predictions/<benchmark>.jsonl` grows as it is; `metrics.json` and `report.html` follow at
 the end. The same call after an interruption takes up the lines that are there. Under torch.distributed each process
 asks its share of the items; the first asks the judge, so that there is one budget and one journal, and writes.
 
@@ -9,9 +10,10 @@ An item whose responder could not be asked gets no line. The run goes on without
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sparkles.eval.asking import PLAINLY, Asked, Asking, ask, judged_dialogue
 from sparkles.eval.benchmark import Benchmark, BenchmarkError, Item, Metrics, Prediction, Score
 from sparkles.eval.controls import controlled, effect
+from sparkles.eval.courses import follow
 from sparkles.eval.environment import add_endpoints, add_hashes
 from sparkles.eval.files import read_json, write_json, write_text
 from sparkles.eval.predictions import read_run
 from sparkles.eval.report import render_report
 from sparkles.eval.scorer_files import write_scorer_file
-from sparkles.types import Image, InputError, Judge, Message, Responder
+from sparkles.types import Dialogue, Image, InputError, Judge, Message, Responder
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +69,15 @@ def evaluate(
     metrics: Metrics = {}
     incomplete: list[str] = []
     with _progress(progress and _rank() == 0) as bar:
-        for benchmark in benchmarks:
-            predictions, failures = _predict(
-                benchmark, items[benchmark.name], responder, judge, run_dir, asking, bar, save_every
+        ledgers = [
+            _Ledger(
+                benchmark, items[benchmark.name], run_dir, _settings(benchmark, responder, judge, asking), bar
             )
+            for benchmark in benchmarks
+        ]
+        _ask_all(ledgers, responder, judge, asking, save_every)
+        for benchmark, ledger in zip(benchmarks, ledgers, strict=True):
+            predictions, failures = ledger.predictions(), ledger.failures
             found = _named(benchmark, benchmark.scorer.metrics(predictions))
             seen = _named(benchmark, _effect(benchmark, predictions, asking))
             if failures:
@@ -152,71 +160,141 @@ def _effect(benchmark: Benchmark, predictions: Sequence[Prediction], asking: Ask
         return {}
 
 
-def _predict(
-    benchmark: Benchmark,
-    items: Sequence[Item],
-    responder: Responder,
-    judge: Judge | None,
-    run_dir: Path,
-    asking: Asking,
-    bar: Progress,
-    save_every: int,
-) -> tuple[list[Prediction], list[str]]:
-    """The predictions of all items, in order: those on disk, and the rest asked and written batch by batch.
+class _Ledger:
+    """What is known of the items of one benchmark, in memory and on disk.
 
-    And why some have none.
+    Args:
+        settings: what a score depends on beyond its item.
     """
-    path = run_dir / "predictions" / f"{benchmark.name}.jsonl"
-    judge_name = judge.name if judge and benchmark.scorer.needs_judge else ""
-    settings = (responder.name, benchmark.scorer.name, judge_name, *asking.settings(benchmark.scorer))
-    keys = {item.item_id: item.key(*settings) for item in items}
-    done = _on_first(lambda: _take_up(path, keys))
-    again = _on_first(lambda: _rate_again(path, benchmark, items, done, judge))
-    done |= {prediction.item_id: prediction for prediction in again}
-    if done:
-        bar.console.print(f"{benchmark.name}: {len(done)} of {len(items)} items taken up from {path}")
-    todo = [item for item in items if item.item_id not in done]
-    task = bar.add_task(benchmark.name, total=len(items), completed=len(done))
-    failures: list[str] = []
-    try:
-        for start in range(0, len(todo), save_every * _size()):
-            mine = todo[start : start + save_every * _size()][_rank() :: _size()]
-            asked = _gather(partial(ask, mine, responder, benchmark.scorer, asking))
-            failures += [one.failure for one in asked if one.failure]
-            answered = [one for one in asked if not one.failure]
-            new = _on_first(partial(_score, path, benchmark, answered, judge, keys))
-            done |= {prediction.item_id: prediction for prediction in new}
-            bar.update(task, completed=len(done))
-    except KeyboardInterrupt:
-        bar.console.print(
-            f"{benchmark.name}: interrupted with {len(done)} of {len(items)} items in {path}; "
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        items: Sequence[Item],
+        run_dir: Path,
+        settings: Sequence[str],
+        bar: Progress,
+    ) -> None:
+        self.benchmark = benchmark
+        self.items = {item.item_id: item for item in items}
+        self.done: dict[str, Prediction] = {}
+        self.failures: list[str] = []
+        """Why some items have no answer."""
+        self._path = run_dir / "predictions" / f"{benchmark.name}.jsonl"
+        self._keys = {item.item_id: item.key(*settings) for item in items}
+        self._bar = bar
+        self._task = bar.add_task(benchmark.name, total=len(items))
+
+    def take_up(self, judge: Judge | None) -> None:
+        """What an earlier run has left, and another attempt where its judge could not be asked."""
+        self.done = _take_up(self._path, self._keys)
+        unrated = [one for one in self.done.values() if _judge_failed(one)]
+        items = [self.items[one.item_id] for one in unrated]
+        dialogues = [judged_dialogue(item, _answers(one)) for item, one in zip(items, unrated, strict=True)]
+        scores = self._scored(items, dialogues, judge)
+        self._append([replace(one, score=score) for one, score in zip(unrated, scores, strict=True)])
+        if self.done:
+            self._bar.console.print(
+                f"{self.benchmark.name}: {len(self.done)} of {len(self.items)} items taken up from {self._path}"
+            )
+
+    def keep(self, asked: Sequence[Asked], judge: Judge | None) -> None:
+        """Score what was answered, and put it on disk."""
+        scores = self._scored([one.item for one in asked], [one.dialogue for one in asked], judge)
+        self._append([_prediction(one, score, self._keys) for one, score in zip(asked, scores, strict=True)])
+
+    def predictions(self) -> list[Prediction]:
+        """Of all items that have an answer, in order; the file then has them in this order too."""
+        predictions = [self.done[item_id] for item_id in self.items if item_id in self.done]
+        if _rank() == 0:
+            write_text(self._path, "".join(f"{prediction.to_json()}\n" for prediction in predictions))
+            if unrated := [prediction for prediction in predictions if _judge_failed(prediction)]:
+                logger.warning(
+                    "%s: the judge could not be asked about %d of %d dialogues, which count as unscored; "
+                    "the same command with the same run_dir asks it again",
+                    self.benchmark.name,
+                    len(unrated),
+                    len(predictions),
+                )
+        return predictions
+
+    def tell_interruption(self) -> None:
+        self._bar.console.print(
+            f"{self.benchmark.name}: interrupted with {len(self.done)} of {len(self.items)} items in {self._path}; "
             "the same command with the same run_dir continues there"
         )
+
+    def _scored(
+        self, items: Sequence[Item], dialogues: Sequence[Dialogue], judge: Judge | None
+    ) -> Sequence[Score]:
+        return self.benchmark.scorer.score(items, dialogues, judge) if items else []
+
+    def _append(self, predictions: list[Prediction]) -> None:
+        if predictions:
+            _append(self._path, predictions)
+        self.done |= {prediction.item_id: prediction for prediction in predictions}
+        self._bar.update(self._task, completed=len(self.done))
+
+
+def _settings(
+    benchmark: Benchmark, responder: Responder, judge: Judge | None, asking: Asking
+) -> tuple[str, ...]:
+    judge_name = judge.name if judge and benchmark.scorer.needs_judge else ""
+    return (responder.name, benchmark.scorer.name, judge_name, *asking.settings(benchmark.scorer))
+
+
+def _ask_all(
+    ledgers: Sequence[_Ledger], responder: Responder, judge: Judge | None, asking: Asking, save_every: int
+) -> None:
+    """Ask what has no answer yet. The first process judges and writes in a thread, at most one batch behind."""
+
+    def take_up() -> list[dict[str, Prediction]]:
+        for ledger in ledgers:
+            ledger.take_up(judge)
+        return [ledger.done for ledger in ledgers]
+
+    def keep(answered: Sequence[tuple[int, Asked]]) -> None:
+        for number, ledger in enumerate(ledgers):
+            ledger.keep([one for index, one in answered if index == number and not one.failure], judge)
+
+    try:
+        with ThreadPoolExecutor(max_workers=1) as judging:
+            known = _on_first(lambda: judging.submit(take_up).result())
+            todo = [
+                (number, item)
+                for number, ledger in enumerate(ledgers)
+                for item in ledger.items.values()
+                if item.item_id not in known[number]
+            ]
+            todo.sort(key=lambda one: -len(one[1].questions))  # what takes longest begins first
+            mine = todo[_rank() :: _size()]
+            courses = [ask(item, ledgers[number].benchmark.scorer, asking) for number, item in mine]
+            answers = follow(courses, responder, at_once=save_every)
+            kept: Future[None] | None = None
+
+            def share() -> list[tuple[int, Asked]]:
+                new = [(mine[index][0], asked) for index, asked in islice(answers, save_every)]
+                if kept is not None:
+                    kept.result()
+                return new
+
+            def finish() -> list[dict[str, Prediction]]:
+                share()
+                return [ledger.done for ledger in ledgers]
+
+            for _ in range(0, len(todo), save_every * _size()):
+                answered = _gather(share)
+                for number, asked in answered:
+                    ledgers[number].failures += [asked.failure] if asked.failure else []
+                if _rank() == 0:
+                    kept = judging.submit(keep, answered)
+            done = _on_first(finish)
+    except KeyboardInterrupt:
+        for ledger in ledgers:
+            ledger.tell_interruption()
         raise
-    predictions = [done[item.item_id] for item in items if item.item_id in done]
-    if _rank() == 0:
-        write_text(path, "".join(f"{prediction.to_json()}\n" for prediction in predictions))
-        if unrated := [prediction for prediction in predictions if _judge_failed(prediction)]:
-            logger.warning(
-                "%s: the judge could not be asked about %d of %d dialogues, which count as unscored; "
-                "the same command with the same run_dir asks it again",
-                benchmark.name,
-                len(unrated),
-                len(predictions),
-            )
-    return predictions, failures
-
-
-def _score(
-    path: Path,
-    benchmark: Benchmark,
-    asked: Sequence[Asked],
-    judge: Judge | None,
-    keys: Mapping[str, str],
-) -> list[Prediction]:
-    items, dialogues = [one.item for one in asked], [one.dialogue for one in asked]
-    scores = benchmark.scorer.score(items, dialogues, judge) if items else []
-    return _append(path, [_prediction(one, score, keys) for one, score in zip(asked, scores, strict=True)])
+    for ledger, predictions in zip(ledgers, done, strict=True):
+        ledger.done = predictions
 
 
 def _prediction(asked: Asked, score: Score, keys: Mapping[str, str]) -> Prediction:
@@ -237,23 +315,6 @@ def _prediction(asked: Asked, score: Score, keys: Mapping[str, str]) -> Predicti
 def _judge_failed(prediction: Prediction) -> bool:
     verdict = prediction.score.verdict
     return verdict is not None and verdict.failed
-
-
-def _rate_again(
-    path: Path,
-    benchmark: Benchmark,
-    items: Sequence[Item],
-    done: Mapping[str, Prediction],
-    judge: Judge | None,
-) -> list[Prediction]:
-    """Predictions whose judge could not be asked, with the verdict of another attempt; the answers stay."""
-    unrated = [item for item in items if item.item_id in done and _judge_failed(done[item.item_id])]
-    dialogues = [judged_dialogue(item, _answers(done[item.item_id])) for item in unrated]
-    scores = benchmark.scorer.score(unrated, dialogues, judge) if unrated else []
-    return _append(
-        path,
-        [replace(done[item.item_id], score=score) for item, score in zip(unrated, scores, strict=True)],
-    )
 
 
 def _answers(prediction: Prediction) -> list[str]:
@@ -296,12 +357,10 @@ def _take_up(path: Path, keys: Mapping[str, str]) -> dict[str, Prediction]:
     return done
 
 
-def _append(path: Path, predictions: list[Prediction]) -> list[Prediction]:
-    """The predictions, once they are on disk."""
+def _append(path: Path, predictions: Sequence[Prediction]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(f"{prediction.to_json()}\n" for prediction in predictions)
-    return predictions
 
 
 def _merge_metrics(path: Path, name: str, metrics: Metrics) -> None:

@@ -16,24 +16,31 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from threading import BoundedSemaphore, Thread
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import TopPLogitsWarper
+from transformers import StoppingCriteria, StoppingCriteriaList, TopPLogitsWarper
 
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder
 from sparkles.data.images import ImageTransform
+from sparkles.eval.choosing import StopStrings
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.serve.answer_text import AnswerText, TokenScore
-from sparkles.serve.running_batch import RunningBatch
-from sparkles.types import InputError
+from sparkles.serve.seen_pictures import SeenPictures
+from sparkles.types import IMAGE_TOKEN_ID, InputError
 
 FinishReason = Literal["stop", "length", "content_filter"]
 SMALLEST_TEMPERATURE = 0.01
 """Below, the likeliest token is taken."""
+
+_PICTURES_KEPT = 1_024
+_SHARE_TO_JOIN = 1 / 8
+"""Of the rows: so many prompts wait for each other before they are read."""
+_SECONDS_FOR_COMPANY = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +59,11 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen, and when an answer ends."""
+    """How tokens are chosen, and when an answer ends.
+
+    Raises:
+        InputError: beams are to be drawn, or to tell the probabilities of their tokens.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -64,6 +75,17 @@ class Sampling:
     """Besides those of the prompt format."""
     top_log_probs: int | None = None
     """How many of the likeliest tokens to tell beside each; None tells no probabilities."""
+    beams: int = 1
+    """More search for the likeliest answer rather than token, which is then known at its end only."""
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise InputError(f"beams must be at least 1, got {self.beams}")
+        if self.beams > 1 and (self.temperature >= SMALLEST_TEMPERATURE or self.top_log_probs is not None):
+            raise InputError(
+                f"{self.beams} beams are not drawn and tell no probabilities; set temperature=0 and "
+                "top_log_probs=None, or beams=1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +98,8 @@ class Question:
     sampling: Sampling
     choices: int = 1
     """Answers to it, each a row of the batch."""
+    in_pieces: bool = True
+    """Tell each answer as it comes; else whole, at its end, which costs the server less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +122,30 @@ class _Exchange:
     question: Question
     loop: asyncio.AbstractEventLoop
     deadline: float
+    numbers: list[int]
+    """Of the prompt, as `RunningBatch` has it."""
+    pictures: dict[int, Tensor]
+    """Their pixels, by the numbers that they have there."""
+    arrived: float = field(default_factory=time.monotonic)
     news: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     gone: bool = False
     """Nobody waits for the answer any more."""
+
+    @property
+    def is_over(self) -> bool:
+        """No more of the answer is to be written."""
+        return self.gone or time.monotonic() > self.deadline
+
+
+class _Over(StoppingCriteria):
+    """Ends the search for an answer that takes too long, or that nobody waits for."""
+
+    def __init__(self, exchange: _Exchange) -> None:
+        self.exchange = exchange
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """int64[beams, S] -> bool[beams]"""
+        return torch.full(input_ids.shape[:1], self.exchange.is_over, device=input_ids.device)
 
 
 class _Row:
@@ -134,8 +179,10 @@ class _Row:
         self.num_tokens += 1
         if self.text.ended:
             self.finish_reason = "stop"
-        elif self.num_tokens == self.sampling.max_tokens or time.monotonic() > self.exchange.deadline:
+        elif self.num_tokens == self.sampling.max_tokens or self.exchange.is_over:
             self.finish_reason = "length"
+        if self.finish_reason is None and not self.exchange.question.in_pieces:
+            return None
         text, scores = self.text.take(last=self.finish_reason is not None)
         if not text and self.finish_reason is None:
             return None
@@ -175,6 +222,7 @@ class Engine:
         transform: of pictures; whoever asks applies it.
         max_batch_size: answers that are written at the same time.
         max_waiting: requests that may wait for one of these places.
+        remembered_bytes: of what the model has read, kept for the next turns of conversations.
         seconds: for an answer. What is written then ends as if it had reached its last token.
     """
 
@@ -186,6 +234,7 @@ class Engine:
         transform: ImageTransform,
         max_batch_size: int = 32,
         max_waiting: int = 128,
+        remembered_bytes: int = 2**28,
         seconds: float = 120.0,
     ) -> None:
         if max_batch_size < 1 or max_waiting < 0 or seconds <= 0:
@@ -203,7 +252,8 @@ class Engine:
         self._waiting: deque[_Exchange] = deque()
         self._closing = False
         self._rows: list[_Row] = []
-        self._batch = RunningBatch(model.language)
+        self._pictures = SeenPictures(model, most=_PICTURES_KEPT)
+        self._batch = model.running_batch(self._pictures.features, remembered_bytes=remembered_bytes)
         self._news: dict[asyncio.AbstractEventLoop, list[tuple[_Exchange, Piece | Exception]]] = defaultdict(
             list
         )
@@ -238,7 +288,7 @@ class Engine:
             )
         if not self._thread.is_alive():
             raise EngineError("the engine is closed")
-        exchange = _Exchange(question, asyncio.get_running_loop(), time.monotonic() + self.seconds)
+        exchange = self._exchange(question)
         self._arrivals.put(exchange)
         unfinished = question.choices
         try:
@@ -251,6 +301,19 @@ class Engine:
         finally:
             exchange.gone = True
 
+    def _exchange(self, question: Question) -> _Exchange:
+        encoded = question.encoded
+        numbers = [self._pictures.number(pixels) for pixels in question.pixel_values]
+        slots = iter([number for number in numbers for _ in range(self.encoder.num_query_tokens)])
+        ids = [next(slots) if token_id == IMAGE_TOKEN_ID else token_id for token_id in encoded.input_ids]
+        return _Exchange(
+            question=question,
+            loop=asyncio.get_running_loop(),
+            deadline=time.monotonic() + self.seconds,
+            numbers=ids[encoded.visible],
+            pictures=dict(zip(numbers, question.pixel_values, strict=True)),
+        )
+
     def close(self) -> None:
         """Answer what was asked so far, then end."""
         self._arrivals.put(None)
@@ -260,6 +323,9 @@ class Engine:
     def _work(self) -> None:
         while self._gather():
             joining = self._next_to_join()
+            for searching in [exchange for exchange in joining if exchange.question.sampling.beams > 1]:
+                joining.remove(searching)
+                self._attempt(self._search, [searching])
             if joining:
                 self._attempt(self._join, joining)
                 self._leave()
@@ -302,29 +368,76 @@ class Engine:
                 self._tell(exchange, LateError(f"no place for the answer within {self.seconds:g} seconds"))
         self._waiting = deque(exchange for exchange in self._waiting if not exchange.gone)
         room = self.max_batch_size - len(self._rows)
+        if self._waits_for_company(now):
+            return []
         joining = []
         while self._waiting and self._waiting[0].question.choices <= room:
             joining.append(self._waiting.popleft())
             room -= joining[-1].question.choices
         return joining
 
-    def _join(self, exchanges: Sequence[_Exchange]) -> None:
-        questions = [exchange.question for exchange in exchanges]
+    def _waits_for_company(self, now: float) -> bool:
+        """Prompts are read together, since each reading makes all rows wait; but none is kept waiting for long."""
+        enough = min(len(self._waiting) + 1, 1 + int(_SHARE_TO_JOIN * len(self._rows)))
+        return (
+            bool(self._waiting)
+            and len(self._waiting) < enough
+            and now - self._waiting[0].arrived < _SECONDS_FOR_COMPANY
+        )
+
+    def _search(self, exchanges: Sequence[_Exchange]) -> None:
+        """Answer one question by beam search, while the rows of the batch wait."""
+        [exchange] = exchanges
+        sampling = exchange.question.sampling
+        stops = (*self.encoder.prompt_format.stop_strings, *sampling.stop)
         batch = pad_batch(
-            [question.encoded for question in questions],
-            [pixels for question in questions for pixels in question.pixel_values],
+            [exchange.question.encoded],
+            exchange.question.pixel_values,
             pad_token_id=self.encoder.pad_token_id,
             side="left",
         )
-        batch = {name: tensor.to(self.model.language.device) for name, tensor in batch.items()}
-        embeds = self.model.embed(batch["input_ids"], batch["pixel_values"])
-        copies = [question.choices for question in questions]
+        [token_ids] = self.model.generate(
+            {name: tensor.to(self.model.language.device) for name, tensor in batch.items()},
+            num_beams=sampling.beams,
+            do_sample=False,
+            max_new_tokens=sampling.max_tokens,
+            pad_token_id=self.encoder.pad_token_id,
+            stopping_criteria=StoppingCriteriaList(
+                [StopStrings(stops, self.encoder.tokenizer), _Over(exchange)]
+            ),
+        ).tolist()
+        for choice in range(exchange.question.choices):  # which are alike
+            text, num_tokens = self._answer_text(sampling), 0
+            while num_tokens < len(token_ids) and not text.ended:
+                text.add(token_ids[num_tokens])
+                num_tokens += 1
+            said, _ = text.take(last=True)
+            piece = Piece(
+                choice=choice,
+                text=said,
+                scores=[],
+                num_tokens=num_tokens,
+                finish_reason="stop" if text.ended else "length",
+            )
+            self._tell(exchange, piece)
+
+    def _join(self, exchanges: Sequence[_Exchange]) -> None:
+        self._pictures.show(
+            {number: one for exchange in exchanges for number, one in exchange.pictures.items()}
+        )
+        order, logits = self._batch.join(
+            [exchange.numbers for exchange in exchanges],
+            [exchange.question.choices for exchange in exchanges],
+        )
+        choices = [count() for _ in exchanges]
         rows = [
-            _Row(exchange, choice, self._answer_text(exchange.question.sampling))
-            for exchange in exchanges
-            for choice in range(exchange.question.choices)
+            _Row(
+                exchanges[index],
+                next(choices[index]),
+                self._answer_text(exchanges[index].question.sampling),
+            )
+            for index in order
         ]
-        logits = self._batch.join(embeds, batch["attention_mask"], copies)
         self._rows += rows
         self._go_on(rows, logits)
 
@@ -349,10 +462,10 @@ class Engine:
         ]
         if len(staying) == len(self._rows):
             return
-        if staying:
-            self._rows = [self._rows[index] for index in self._batch.keep(staying)]
-        else:
-            self._rows, self._batch = [], RunningBatch(self.model.language)
+        for index, row in enumerate(self._rows):
+            if row.finish_reason is not None and row.choice == 0:
+                self._batch.remember(index)
+        self._rows = [self._rows[index] for index in self._batch.keep(staying)]
 
     def _tell(self, exchange: _Exchange, news: Piece | Exception) -> None:
         exchange.gone = exchange.gone or isinstance(news, Exception)

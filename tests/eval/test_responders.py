@@ -12,7 +12,8 @@ from sparkles.data.encoding import Encoder
 from sparkles.data.features import FeatureCache
 from sparkles.data.images import ImageTransform, load_image
 from sparkles.eval import responders
-from sparkles.eval.responders import ModelResponder, SeededNoise, StopStrings
+from sparkles.eval.choosing import SeededNoise, StopStrings
+from sparkles.eval.responders import ModelResponder
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.prompt_format import MINIGPT4, image_reference
 from sparkles.types import Image, InputError, Message, Prompt, Responder
@@ -116,7 +117,8 @@ def test_only_later_tries_are_drawn_where_the_first_is_greedy(
 def test_noise_draws_with_the_probabilities_of_the_scores() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.2, 0.0])
     rows = 4_000
-    drawn = SeededNoise(range(rows))(torch.empty(0), probabilities.log().expand(rows, -1)).argmax(dim=1)
+    noise = SeededNoise([torch.Generator().manual_seed(seed) for seed in range(rows)])
+    drawn = noise(None, probabilities.log().expand(rows, -1)).argmax(dim=1)
     shares = drawn.bincount(minlength=4) / rows
     assert shares[3] == 0
     torch.testing.assert_close(shares, probabilities, atol=0.025, rtol=0)

@@ -1,188 +1,281 @@
+"""Rows of a running batch come and go, and begin with what others have read: none of it changes what they say."""
+
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from sparkles.models import decoding
-from sparkles.models.decoding import GrowingLayer, greedy_options, shared_prefix
-from sparkles.models.sparkles_chat import SparklesChat
-from sparkles.types import IMAGE_TOKEN_ID
+from sparkles.models.decoding import RunningBatch, unfit
+from sparkles.types import IMAGE_TOKEN_ID, InputError
 
-EOS, PAD = 1, 0
-MakeBatch = Callable[..., dict[str, Tensor]]
-
-
-class Offsets(LogitsProcessor):
-    """Moves the scores of each row by numbers of its own, so that a row must be known when others have left."""
-
-    def __init__(self, num_rows: int) -> None:
-        self.offsets = torch.randn(num_rows, 40, generator=torch.Generator().manual_seed(1))
-        self.offsets[:, EOS] += 2
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return scores + self.offsets
-
-    def keep_rows(self, rows: Tensor) -> None:
-        self.offsets = self.offsets[rows]
+WIDTH, VOCABULARY, NEW, SLOTS = 16, 50, 12, 3
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.5,  # enough for choices that differ from token to token
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+Make = Callable[[], PreTrainedModel]
 
 
-def answers(model: SparklesChat, batch: dict[str, Tensor], **options: Any) -> list[list[int]]:
-    """Without what pads them."""
-    rows = model.generate(batch, **{"max_new_tokens": 90, "pad_token_id": PAD} | options).tolist()
-    return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
+def llama(**config: Any) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, **config))
 
 
-@pytest.fixture
-def batch(make_batch: MakeBatch, dialogues: Sequence[Any]) -> dict[str, Tensor]:
-    """Of 12 rows."""
-    generator = torch.Generator().manual_seed(3)
-    questions = [
-        type(one)(ids=one.ids + torch.randint(2, 40, (n,), generator=generator).tolist(), num_labels=1,
-                  images=one.images)
-        for n in (1, 4, 2)
-        for one in dialogues
-    ]  # fmt: skip
-    return make_batch(questions, side="left", extra=2)
+def eager_llama() -> PreTrainedModel:
+    return llama(attn_implementation="eager")
 
 
-@pytest.fixture
-def plain(model: SparklesChat, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int]]]:
-    """Answers of transformers' own greedy search."""
-
-    def answer(batch: dict[str, Tensor], **options: Any) -> list[list[int]]:
-        with monkeypatch.context() as patch:
-            patch.setattr("sparkles.models.sparkles_chat.greedy_options", lambda *_, **__: {})
-            return answers(model, batch, **options)
-
-    return answer
+def mistral() -> PreTrainedModel:
+    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=5))
 
 
-@pytest.mark.parametrize("processor", [None, Offsets])
-@pytest.mark.parametrize(
-    "options", [{}, {"min_new_tokens": 20}, {"repetition_penalty": 1.3}, {"max_new_tokens": 1}]
-)
-def test_tokens_are_those_of_transformers(
-    model: SparklesChat,
-    batch: dict[str, Tensor],
-    plain: Callable[..., list[list[int]]],
-    processor: type[Offsets] | None,
-    options: dict[str, Any],
-) -> None:
-    def of_rows() -> dict[str, Any]:
-        return {} if processor is None else {"logits_processor": LogitsProcessorList([processor(12)])}
-
-    found = answers(model, batch, **options, **of_rows())
-    assert found == plain(batch, **options, **of_rows())
-    if not options:
-        assert len({len(row) for row in found}) > 3, "rows have to end at different times"
+def qwen() -> PreTrainedModel:
+    """One layer sees all, the other few tokens."""
+    config = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=5, max_window_layers=1)
+    assert len(set(config.layer_types)) == 2
+    return Qwen2ForCausalLM(config)
 
 
-def test_rows_that_have_ended_leave(
-    model: SparklesChat, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes = []
-    model.language.model.register_forward_pre_hook(
-        lambda _module, _args, inputs: sizes.append(len(inputs["position_ids"])), with_kwargs=True
+def gpt2() -> PreTrainedModel:
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        initializer_range=0.5,
+        eos_token_id=None,
     )
-    found = answers(model, batch)
-    assert sizes[0] == 12
-    assert sum(sizes) < 1.25 * sum(map(len, found)), "hardly more work than there are tokens"
-    assert sizes == sorted(sizes, reverse=True)
+    return GPT2LMHeadModel(config)
 
 
-def test_what_all_prompts_begin_with_is_read_once(
-    model: SparklesChat,
-    dialogues: Sequence[Any],
-    make_batch: MakeBatch,
-    plain: Callable[..., list[list[int]]],
+class Reader:
+    """Embeds prompts, and counts what it embeds."""
+
+    def __init__(self, language: PreTrainedModel) -> None:
+        self.words = language.get_input_embeddings()
+        self.shapes: list[tuple[int, ...]] = []
+        self.pictures: list[int] = []
+
+    def __call__(self, input_ids: Tensor, pictures: Sequence[int]) -> Tensor:
+        self.shapes.append(tuple(input_ids.shape))
+        self.pictures += pictures
+        is_slot = input_ids == IMAGE_TOKEN_ID
+        shown = [
+            torch.randn(SLOTS, WIDTH, generator=torch.Generator().manual_seed(-picture))
+            for picture in pictures
+        ]
+        embeds = self.words(input_ids.masked_fill(is_slot, 0))
+        if not shown:
+            return embeds
+        return embeds.masked_scatter(is_slot[..., None], torch.cat(shown))
+
+
+def running(make: Make = llama, **options: Any) -> tuple[RunningBatch, Reader]:
+    torch.manual_seed(0)
+    language = make().eval()
+    reader = Reader(language)
+    return RunningBatch(language, reader, slots=SLOTS, **options), reader
+
+
+def alone(batch: RunningBatch, prompt: Sequence[int]) -> list[int]:
+    """The likeliest tokens, by transformers' own loop."""
+    ids = torch.tensor([[IMAGE_TOKEN_ID if one < 0 else one for one in prompt]])
+    pictures = [one for one in prompt if one < 0][::SLOTS]
+    language: Any = batch._language
+    new = language.generate(
+        inputs_embeds=Reader(language)(ids, pictures),
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return list(new[0].tolist())
+
+
+def prompts_of(rng: random.Random, number: int) -> list[list[int]]:
+    """Of words and pictures; many begin as others do."""
+    known: list[list[list[int]]] = [[]]
+    for _ in range(number):
+        earlier = rng.choice(known)
+        pieces = [
+            *earlier[: rng.randint(0, len(earlier))],
+            *(
+                [-rng.randint(1, 4)] * SLOTS if rng.random() < 0.2 else [rng.randrange(VOCABULARY)]
+                for _ in range(rng.randint(0, 12))
+            ),
+        ]
+        known.append([*pieces[:15], [rng.randrange(VOCABULARY)]])
+    return [[number for piece in pieces for number in piece] for pieces in known[1:]]
+
+
+@pytest.mark.parametrize("make", [llama, eager_llama, mistral, qwen, gpt2])
+@pytest.mark.parametrize("remembered_bytes", [0, 20_000, 2**28])
+@torch.inference_mode()
+def test_rows_that_come_and_go_say_what_they_say_alone(
+    make: Make, remembered_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beginning = [5, 9, 7, 30, 2]
-    questions = [
-        type(one)(ids=beginning + one.ids, num_labels=one.num_labels, images=one.images) for one in dialogues
-    ]
-    batch = make_batch(questions, side="left", extra=1)
-    shapes = []
+    monkeypatch.setattr(decoding, "_WORTH_READING", 2)
+    monkeypatch.setitem(decoding._TOKENS_AT_ONCE, "cpu", 60)
+    monkeypatch.setattr(decoding, "_SPARE_COLUMNS", 1)
+    batch, _ = running(make, remembered_bytes=remembered_bytes)
+    rng = random.Random(0)
+    prompts = prompts_of(rng, 12)
+    expected = [alone(batch, prompt) for prompt in prompts]
+    assert len({tuple(tokens) for tokens in expected}) > 8, "a test of order needs rows that differ"
 
-    def note(_module: object, _args: object, inputs: dict[str, Any]) -> None:
-        if inputs["inputs_embeds"] is not None:
-            shapes.append(tuple(inputs["inputs_embeds"].shape[:2]))
+    said: dict[int, list[int]] = {}
+    rows: list[int] = []
+    waiting = list(range(len(prompts)))
+    while waiting or rows:
+        joining = [waiting.pop(0) for _ in range(min(len(waiting), rng.choice([0, 0, 1, 3])))]
+        if joining:
+            order, logits = batch.join([prompts[index] for index in joining])
+            rows += [joining[place] for place in order]
+            said |= {
+                joining[place]: [token] for place, token in zip(order, logits.argmax(1).tolist(), strict=True)
+            }
+        if rows:
+            tokens = batch.step([said[index][-1] for index in rows]).argmax(1).tolist()
+            for index, token in zip(rows, tokens, strict=True):
+                said[index].append(token)
+        for place, index in enumerate(rows):
+            if len(said[index]) == NEW and rng.random() < 0.5:
+                batch.remember(place)
+        staying = [place for place, index in enumerate(rows) if len(said[index]) < NEW]
+        if len(staying) < len(rows):
+            rows = [rows[place] for place in batch.keep(staying)]
+    assert [said[index] for index in range(len(prompts))] == expected
 
-    model.language.model.register_forward_pre_hook(note, with_kwargs=True)
-    found = answers(model, batch)
-    assert shapes == [(1, 5), (4, batch["input_ids"].shape[1] - 5)]
-    assert found == plain(batch)
-    assert answers(model, make_batch(questions[:1], side="left", extra=1)) == found[:1]
+
+@pytest.mark.parametrize("make", [llama, pytest.param(qwen, marks=pytest.mark.slow)])
+@torch.inference_mode()
+def test_compiled_steps_say_the_same_and_have_few_shapes(make: Make) -> None:
+    plain, _ = running(make)
+    shapes = set()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        shapes.add(tuple(tuple(one.shape) for one in inputs if isinstance(one, Tensor)))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled, _ = running(make, compile_backend=backend)
+    prompts = prompts_of(random.Random(1), 6)
+    for number in (2, 3, 1):
+        asked, prompts = prompts[:number], prompts[number:]
+        outcomes = [batch.join(asked) for batch in (plain, compiled)]
+        assert outcomes[0][0] == outcomes[1][0]
+        for _ in range(4):
+            rows = len(plain._rows)
+            stepped = [batch.step(list(range(rows))) for batch in (plain, compiled)]
+            torch.testing.assert_close(*stepped, rtol=1e-4, atol=1e-4)
+    assert len(shapes) <= 4 * 3, "three numbers of rows: 2, 8, 8; and one graph, or few, for each"
+
+
+@torch.inference_mode()
+def test_what_prompts_begin_with_is_read_once_and_never_again() -> None:
+    batch, reader = running()
+    picture = [-7] * SLOTS
+    beginning = [*range(1, 20), *picture, *range(20, 25)]
+    batch.join([[*beginning, *ending] for ending in ([30, 31], [32], [33, 34, 35])])
+    assert reader.shapes == [(1, len(beginning)), (3, 3)]
+    assert reader.pictures == [-7]
+    batch.keep([])
+    batch.join([[*beginning, 40]])
+    assert reader.shapes[2:] == [(1, 1)]
+
+
+@torch.inference_mode()
+def test_a_second_turn_goes_on_from_what_the_first_has_read() -> None:
+    batch, reader = running()
+    first = [3, 4, *[-1] * SLOTS, 5]
+    _, logits = batch.join([first])
+    said = [int(logits.argmax())]
+    for _ in range(4):
+        said.append(int(batch.step(said[-1:]).argmax()))
+    batch.remember(0)
+    batch.keep([])
+    second = [*first, *said, 6, *[-2] * SLOTS, 7]
+    expected = alone(batch, second)
+    _, logits = batch.join([second])
+    assert reader.shapes[1] == (1, 1 + 1 + SLOTS + 1), "the last token said was not read before"
+    assert reader.pictures == [-1, -2]
+    assert int(logits.argmax()) == expected[0]
+
+
+@torch.inference_mode()
+def test_what_was_used_longest_ago_is_forgotten_first() -> None:
+    batch, reader = running()
+    one_row = 2 * 2 * 20 * 2 * 4 * 4  # layers, keys and values, tokens, heads, width, bytes
+    batch, reader = running(remembered_bytes=2 * one_row)
+    prompts = [[start, *range(19)] for start in (1, 2, 3)]
+
+    def read(prompt: list[int]) -> int:
+        """How many of its tokens were not known; it is remembered then."""
+        before = len(reader.shapes)
+        batch.join([prompt])
+        batch.remember(0)
+        batch.keep([])
+        return sum(length for _, length in reader.shapes[before:])
+
+    assert [read(prompts[index]) for index in (0, 1, 0, 2, 0, 1)] == [20, 20, 1, 20, 1, 20]
+
+
+@torch.inference_mode()
+def test_copies_of_a_prompt_are_read_once() -> None:
+    batch, reader = running()
+    order, logits = batch.join([[1, 2, 3, 4], [5, 6, 7, 8, 9]], [1, 3])
+    assert sorted(order) == [0, 1, 1, 1]
+    assert sum(rows * length for rows, length in reader.shapes) == 2 * 5
+    same = [place for place, index in enumerate(order) if index == 1]
+    assert torch.equal(logits[same[0]], logits[same[2]])
+    stepped = batch.step([index + 1 for index in range(4)])
+    again = batch.step([7] * 4)
+    assert stepped.argmax(1).unique().numel() > 1
+    assert not torch.equal(again[same[0]], again[same[1]])
+
+
+@torch.inference_mode()
+def test_a_row_that_leaves_gives_its_place_to_the_last() -> None:
+    batch, _ = running()
+    batch.join([[1, 2, 3], [4, 5], [6]])
+    assert batch.keep([1, 2]) == [2, 1]
+    assert batch.keep([]) == []
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"),
+    ("change", "message"),
     [
-        ([[3, 4, 5], [3, 4, 6]], 2),
-        ([[3, 4, 5], [3, 4]], 1),
-        ([[3, IMAGE_TOKEN_ID, 5], [3, IMAGE_TOKEN_ID, 6]], 1),
-        ([[3, 4, 5], [3, 4, 5]], 2),
-        ([[3, 4, 5]], 0),
-        ([[4], [4]], 0),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "it has linear_attention layers"),
+        ({"_attn_implementation": "flash_attention_2"}, r"flash_attention_2\) takes no mask"),
     ],
 )
-def test_a_prefix_is_text_and_leaves_a_token_to_each_row(rows: list[list[int]], expected: int) -> None:
-    length = 1 + max(map(len, rows))
-    ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-    assert shared_prefix(ids, mask) == expected
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"num_beams": 2},
-        {"do_sample": True},
-        {"prompt_lookup_num_tokens": 3},
-        {"cache_implementation": "static"},
-    ],
-)
-def test_other_than_greedy_search_is_left_to_transformers(model: SparklesChat, asked: dict[str, Any]) -> None:
-    assert greedy_options(model.language, asked, shared=0) == {}
-    assert greedy_options(model.language, {"do_sample": False, "max_new_tokens": 3}, shared=0)
-
-
-def test_a_growing_layer_holds_what_transformers_own_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_ROOM", 3)
-    caches = []
-    for kind in (GrowingLayer, DynamicLayer):
-        cache = DynamicCache()
-        cache.layers, cache.layer_class_to_replicate = [kind()], None
-        caches.append(cache)
-    generator = torch.Generator().manual_seed(0)
-
-    def both(length: int, rows: int) -> None:
-        keys, values = torch.randn(2, rows, 2, length, 4, generator=generator)
-        found, expected = (cache.update(keys, values, 0) for cache in caches)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
-    both(2, 1)
-    for cache in caches:
-        cache.batch_repeat_interleave(4)
-    both(5, 4)
-    for _ in range(5):
-        both(1, 4)
-    for cache in caches:
-        cache.batch_select_indices(torch.tensor([3, 1]))
-    both(1, 2)
-    for cache in caches:
-        cache.crop(-4)
-    for _ in range(5):
-        both(1, 2)
-    assert caches[0].get_seq_length() == caches[1].get_seq_length()
-
-
-def test_adding_a_token_copies_nothing() -> None:
-    layer = GrowingLayer()
-    keys = torch.randn(2, 2, 3, 4)
-    first, _ = layer.update(keys, keys)
-    second, _ = layer.update(keys[:, :, :1], keys[:, :, :1])
-    assert second.data_ptr() == first.data_ptr()
+def test_a_model_that_remembers_or_attends_otherwise_is_refused(change: dict[str, Any], message: str) -> None:
+    language = llama()
+    for name, value in change.items():
+        setattr(language.config, name, value)
+    assert unfit(llama()) is None
+    with pytest.raises(InputError, match=rf"{message}.*choose another model\.language\.path"):
+        RunningBatch(language, Reader(language), slots=SLOTS)

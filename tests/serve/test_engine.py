@@ -1,13 +1,16 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import Tensor
 
-from sparkles.serve.engine import Engine, EngineError, FullError, LateError, Piece, Question
+from sparkles.eval.responders import ModelResponder
+from sparkles.serve.engine import Engine, EngineError, FullError, LateError, Piece, Question, Sampling
 from sparkles.serve.replies import merged
-from sparkles.types import InputError, Prompt
+from sparkles.types import InputError, Message, Prompt
 from tests.serve.conftest import EndlessText, Nano
 
 MakePrompts = Callable[[int], list[Prompt]]
@@ -101,6 +104,40 @@ def test_an_answer_ends_at_its_limit_and_at_its_stop_strings(
     assert (stopped.finish_reason, stopped.text) == ("stop", whole.text.partition(word)[0].strip())
 
 
+def test_beams_search_for_the_likeliest_answer(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts
+) -> None:
+    asked, engine = prompts(3), make_engine()
+    beams = [nano.question(prompt, beams=3, max_tokens=40) for prompt in asked]
+    greedy = [nano.question(prompt, max_tokens=40) for prompt in asked]
+    found = asyncio.run(together(engine, [*beams, *greedy]))
+    expected = ModelResponder(
+        model=nano.model,
+        encoder=nano.encoder,
+        transform=nano.transform,
+        generation={"max_new_tokens": 40, "num_beams": 3},
+        batch_size=1,
+    ).respond(asked)
+    assert texts(found[:3]) == [response.text for response in expected]
+    assert texts(found[3:]) == texts(asyncio.run(together(engine, greedy)))
+    assert [one[0].finish_reason == "length" for one in found[:3]] == [one.truncated for one in expected]
+    (cut,) = asyncio.run(answers(engine, nano.question(asked[0], beams=2, max_tokens=3)))
+    assert (cut.finish_reason, cut.num_tokens) == ("length", 3)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"beams": 0}, "beams must be at least 1, got 0"),
+        ({"beams": 2, "temperature": 1.0}, "2 beams are not drawn.*set temperature=0"),
+        ({"beams": 2, "top_log_probs": 0}, "tell no probabilities"),
+    ],
+)
+def test_beams_are_neither_drawn_nor_told(sampling: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sampling(max_tokens=1, **sampling)
+
+
 def test_log_probabilities_are_those_of_the_model(nano: Nano, engine: Engine, prompts: MakePrompts) -> None:
     (prompt,) = prompts(1)
     (answer,) = asyncio.run(answers(engine, nano.question(prompt, top_log_probs=3)))
@@ -111,6 +148,72 @@ def test_log_probabilities_are_those_of_the_model(nano: Nano, engine: Engine, pr
         assert len(values) == 3
         assert values == sorted(values, reverse=True)
         assert max(values) <= 0
+
+
+# --- what is not done twice
+
+
+def test_an_answer_that_is_not_wanted_in_pieces_comes_whole(
+    nano: Nano, engine: Engine, prompts: MakePrompts
+) -> None:
+    question = nano.question(prompts(1)[0], choices=2, temperature=1.0, seed=1, top_log_probs=1)
+
+    async def pieces(question: Question) -> list[Piece]:
+        return [piece async for piece in engine.answer(question)]
+
+    whole = asyncio.run(pieces(replace(question, in_pieces=False)))
+    assert len(whole) == 2
+    assert merged(whole) == asyncio.run(answers(engine, question))
+
+
+@pytest.fixture
+def read(nano: Nano) -> Iterator[list[int]]:
+    """How many tokens of prompts the model has read, each time."""
+    numbers: list[int] = []
+    handle = nano.model.language.model.register_forward_pre_hook(
+        lambda _module, _args, inputs: numbers.append(
+            0 if inputs["inputs_embeds"] is None else inputs["inputs_embeds"].shape[:2].numel()
+        ),
+        with_kwargs=True,
+    )
+    yield numbers
+    handle.remove()
+
+
+def test_the_next_turn_of_a_conversation_is_all_that_is_read_of_it(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, read: list[int]
+) -> None:
+    (prompt,) = prompts(1)
+    engine = make_engine()
+    (answer,) = asyncio.run(answers(engine, nano.question(prompt)))
+    said = Message(role="assistant", content=answer.text)
+    second = replace(
+        prompt, messages=(*prompt.messages, said, Message(role="user", content="Are you sure about IMAGE#1?"))
+    )
+    expected = nano.responder.respond([second])[0].text
+    read.clear()
+    assert texts([asyncio.run(answers(engine, nano.question(second)))]) == [expected]
+    assert 0 < sum(read) < 40
+
+
+def test_a_picture_that_is_shown_again_is_not_encoded_again(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = nano.model.encode_images
+
+    def count(pixel_values: Tensor) -> Tensor:
+        encoded.append(len(pixel_values))
+        return encode(pixel_values)
+
+    monkeypatch.setattr(nano.model, "encode_images", count)
+    asked = prompts(4)[3]
+    engine = make_engine(remembered_bytes=0)
+    first = texts([asyncio.run(answers(engine, nano.question(asked)))])
+    again = replace(asked, messages=(replace(asked.messages[0], content="So, " + asked.messages[0].content),))
+    asyncio.run(answers(engine, nano.question(again)))
+    assert encoded == [4]
+    assert texts([asyncio.run(answers(engine, nano.question(asked)))]) == first
 
 
 # --- who comes, who goes
@@ -141,7 +244,11 @@ def test_what_takes_too_long_ends_as_it_is_or_is_refused(
     questions = [nano.question(prompt, max_tokens=1_000_000) for prompt in prompts(2)]
 
     async def ask() -> list[list[Piece] | BaseException]:
-        return await asyncio.gather(*(answers(engine, one) for one in questions), return_exceptions=True)
+        asking = [asyncio.ensure_future(answers(engine, questions[0]))]
+        await asyncio.sleep(0.05)  # it is put
+        engine.seconds = 0.2  # for the other, which waits for its place
+        asking.append(asyncio.ensure_future(answers(engine, questions[1])))
+        return await asyncio.gather(*asking, return_exceptions=True)
 
     first, second = asyncio.run(ask())
     assert isinstance(first, list)
