@@ -1,175 +1,230 @@
-"""What each technique buys in a training step of nano on two-turn dialogues, against the original's way.
+"""What each technique buys in a training step of nano, against the original's way.
 
-    python benchmarks/training_step.py [threads=2] [repeats=7] [batches=6]
+    python benchmarks/training_step.py [threads=2] [repeats=7] [batches=6] [batch_size=8] [compile=false]
 
 Each line of output is a JSON object. The first way is the original's, written plainly: images are encoded one dialogue
 at a time, every token gets logits, padding is masked, and the second turn is a pass of its own over the first turn's
-text. Each further way adds one technique. All ways take the same dialogues one after the other in every repeat, so that
-what else the machine does falls on all of them; figures are medians, and `loss` must agree.
+text. Each way that begins with "+" adds one technique to the way before it; the others take the place of the last.
+All ways take the same dialogues one after the other in every repeat, so that what else the machine does falls on all of
+them; figures are medians, and `loss` must agree.
 """
 
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from _line import print_line, speed
+from _original import images_one_dialogue_at_a_time, summed_loss
+from floor import matrix_product
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparkles.config import CONFIG_DIR, call, register_resolvers
 from sparkles.data.collate import pad_batch
 from sparkles.data.datamodule import SparklesDataModule
 from sparkles.data.images import load_image
+from sparkles.models.arithmetic import training_flops
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.types import IGNORE_INDEX, Prompt, Sample
 
-BATCH_SIZE = 8
 Batch = dict[str, Tensor]
-Way = Callable[[SparklesChat, "Dialogues"], Tensor]
 
 
-class Dialogues:
-    """Two-turn dialogues as batches: each turn for itself, and both in one."""
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How the loss of some dialogues comes about."""
 
-    def __init__(self, datamodule: SparklesDataModule, samples: Sequence[Sample]) -> None:
-        encoder, pad = datamodule.encoder, datamodule.encoder.pad_token_id
+    name: str
+    one_by_one: bool = False
+    """Images go through the encoder one dialogue at a time."""
+    all_logits: bool = False
+    joint: bool = False
+    """All turns in one pass."""
+    cached: bool = False
+    """Features of images are known."""
+    by_length: bool = False
+    """Batches are of samples of about one length."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Settings of SparklesChat."""
+
+
+LABELLED = Way(name="+ logits only where there is loss")
+COMMON = [
+    Way(name="the original's way", one_by_one=True, all_logits=True),
+    Way(name="+ images of a batch in one call", all_logits=True),
+    LABELLED,
+]
+
+
+def on_top(way: Way) -> list[Way]:
+    """What can be added to a way whose passes are what they have to be."""
+    cached = replace(way, name="+ features of images cached", cached=True)
+    groups = replace(cached, name="+ four groups by length, no mask", model={"length_groups": 4})
+    return [
+        cached,
+        groups,
+        replace(cached, name="rows packed, instead of groups", model={"packed": True}),
+        replace(cached, name="batches by length, instead of groups", by_length=True),
+        replace(
+            groups,
+            name="with the groups, gradient checkpointing",
+            model=groups.model | {"gradient_checkpointing": True},
+        ),
+    ]
+
+
+JOINT = replace(LABELLED, name="+ both turns in one pass", joint=True)
+WAYS = {"two-turn dialogues": [*COMMON, JOINT, *on_top(JOINT)], "single turns": [*COMMON, *on_top(LABELLED)]}
+
+
+class Work:
+    """The same samples as batches, of each turn for itself and of whole dialogues, and what is known of them."""
+
+    def __init__(self, datamodule: SparklesDataModule, model: SparklesChat, batch_size: int) -> None:
+        self.datamodule, self.model, self.batch_size = datamodule, model, batch_size
+        self.batches: dict[tuple[bool, bool], list[tuple[Batch, list[int]]]] = {}
+        """By `joint` and `by_length`: batches, and the number of images of each of their samples."""
+
+    def fill(self, dialogues: Sequence[Sample], *, two_turns: bool) -> None:
+        """Use both turns of these dialogues, or of two in three the first and of one the second, as the paper draws."""
         first = [
             Sample(prompt=Prompt(messages=one.prompt.messages[:1]), answer=one.prompt.messages[1].content)
-            for one in samples
+            for one in dialogues
         ]
+        drawn = [dialogues[place] if place % 3 == 2 else one for place, one in enumerate(first)]
+        turns = [first, dialogues] if two_turns else [drawn]
+        for by_length in (False, True):
+            self.batches[False, by_length] = [
+                batch for turn in turns for batch in self._batches(turn, (), by_length)
+            ]
+            self.batches[True, by_length] = self._batches(dialogues, [1.0], by_length)
+        plain = [batch for batch, _ in self.batches[False, False]]
+        self.num_labels = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in plain)
+        least = [batch for batch, _ in self.batches[two_turns, False]]
+        lengths = torch.cat([batch["attention_mask"].sum(1) for batch in least]).float()
+        self.flops = training_flops(
+            self.model.language,
+            tokens=lengths.sum().item(),
+            square_tokens=lengths.square().sum().item(),
+            labelled=self.num_labels,
+        )
 
-        def batch(samples: Sequence[Sample], earlier_weights: Sequence[float] = ()) -> Batch:
-            encoded = [encoder.encode_sample(sample, earlier_weights) for sample in samples]
-            pixels = [datamodule.eval_transform(load_image(image)) for one in encoded for image in one.images]
-            return pad_batch(encoded, pixels, pad_token_id=pad, side="right")
+    def _batches(
+        self, samples: Sequence[Sample], earlier_weights: Sequence[float], by_length: bool
+    ) -> list[tuple[Batch, list[int]]]:
+        encoder = self.datamodule.encoder
+        encoded = [encoder.encode_sample(sample, earlier_weights) for sample in samples]
+        if by_length:
+            encoded.sort(key=lambda one: len(one.input_ids))
+        found = []
+        for start in range(0, len(encoded), self.batch_size):
+            rows = encoded[start : start + self.batch_size]
+            pixels = [
+                self.datamodule.eval_transform(load_image(image)) for one in rows for image in one.images
+            ]
+            batch = pad_batch(rows, pixels, pad_token_id=encoder.pad_token_id, side="right")
+            batch["image_features"] = self.model.encode_images(batch["pixel_values"])
+            found.append((batch, [len(one.images) for one in rows]))
+        return found
 
-        self.turns = [batch(first), batch(samples)]
-        self.joint = batch(samples, [1.0])
-        self.image_counts = [[len(one.images) for one in turn] for turn in (first, samples)]
-        self.num_labels = sum(int((turn["labels"] != IGNORE_INDEX).sum()) for turn in self.turns)
-        self.image_features = torch.empty(0)
-
-
-def originals_way(model: SparklesChat, dialogues: Dialogues) -> Tensor:
-    """Sum of the losses of both turns; images one dialogue at a time, logits everywhere."""
-    total = torch.zeros(())
-    for turn, counts in zip(dialogues.turns, dialogues.image_counts, strict=True):
-        features = [model.encode_images(pixels) for pixels in turn["pixel_values"].split(counts)]
-        total = total + _full_logits(model, turn, torch.cat(features))
-    return total
-
-
-def images_together(model: SparklesChat, dialogues: Dialogues) -> Tensor:
-    losses = [
-        _full_logits(model, turn, model.encode_images(turn["pixel_values"])) for turn in dialogues.turns
-    ]
-    return torch.stack(losses).sum()
-
-
-def labelled_logits(model: SparklesChat, dialogues: Dialogues) -> Tensor:
-    model.length_groups = 1
-    return _by_turns(model, dialogues)
-
-
-def length_groups(model: SparklesChat, dialogues: Dialogues) -> Tensor:
-    model.length_groups = 4
-    return _by_turns(model, dialogues)
-
-
-def joint_turns(model: SparklesChat, dialogues: Dialogues) -> Tensor:
-    model.length_groups = 4
-    return model(dialogues.joint) * dialogues.num_labels
-
-
-def cached_features(model: SparklesChat, dialogues: Dialogues) -> Tensor:
-    model.length_groups = 4
-    features = {"image_features": dialogues.image_features}
-    return model(dialogues.joint | features) * dialogues.num_labels
-
-
-WAYS: dict[str, Way] = {
-    "the original's way": originals_way,
-    "+ images of a batch in one call": images_together,
-    "+ logits only where there is loss": labelled_logits,
-    "+ four groups by length, no mask": length_groups,
-    "+ both turns in one pass": joint_turns,
-    "+ features of images cached": cached_features,
-}
-
-
-def _by_turns(model: SparklesChat, dialogues: Dialogues) -> Tensor:
-    losses = [model(turn) * (turn["labels"] != IGNORE_INDEX).sum() for turn in dialogues.turns]
-    return torch.stack(losses).sum()
-
-
-def _full_logits(model: SparklesChat, batch: Batch, features: Tensor) -> Tensor:
-    embeds = model.embed(batch["input_ids"], batch["pixel_values"], features)
-    logits = model.language(
-        inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False
-    ).logits
-    targets = batch["labels"][:, 1:].flatten()
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    def step(self, way: Way, model: SparklesChat) -> float:
+        """Losses and gradients of all batches: the sum over labelled tokens."""
+        total = 0.0
+        for known, counts in self.batches[way.joint, way.by_length]:
+            batch = {key: value for key, value in known.items() if way.cached or key != "image_features"}
+            if way.one_by_one:
+                pixels = batch["pixel_values"]
+                batch["image_features"] = images_one_dialogue_at_a_time(model, pixels, counts)
+            if way.all_logits:
+                features = batch.get("image_features")
+                features = model.encode_images(batch["pixel_values"]) if features is None else features
+                loss = summed_loss(model, batch, features)
+            else:
+                loss = model(batch) * (batch["labels"] != IGNORE_INDEX).sum()
+            loss.backward()
+            total += loss.item()
+        model.projector.zero_grad()
+        return total
 
 
 def measure(
-    threads: int = 2, repeats: int = 7, batches: int = 6, data_root: Path = Path("data/scenes")
+    threads: int = 2,
+    repeats: int = 7,
+    batches: int = 6,
+    batch_size: int = 8,
+    compile: bool = False,
+    data_root: Path = Path("data/scenes"),
 ) -> None:
-    """Time a training step of nano on two-turn dialogues, one technique after the other.
+    """Time a training step of nano, one technique after the other, on two-turn dialogues and on single turns.
 
     Args:
         threads: of torch.
         repeats: of which the median is taken; one more goes before them.
-        batches: of 8 dialogues that a repeat goes through.
+        batches: that a repeat goes through.
+        batch_size: dialogues of each.
+        compile: also by torch.compile, which takes minutes before it begins.
         data_root: of the scenes world, which is drawn if it is not there.
     """
     torch.set_num_threads(threads)
+    peak = matrix_product(torch.device("cpu"))
     register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("train", [f"data_root={data_root}"])
     datamodule: SparklesDataModule = instantiate(cfg.data, _convert_="all")
     datamodule.prepare_data()
     datamodule.setup("fit")
-    model: SparklesChat = instantiate(cfg.model, _convert_="all")
     mixture = datamodule._make_mixture()
-    work = []
-    for step in range(batches):
-        draws = mixture.batch_indices(step)[:BATCH_SIZE]
-        dialogues = Dialogues(datamodule, [datamodule._train_samples[d.subset][d.index] for d in draws])
-        dialogues.image_features = model.encode_images(dialogues.joint["pixel_values"])
-        work.append(dialogues)
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    losses: dict[str, float] = {}
-    with Console(stderr=True).status("measuring"):
-        for repeat in range(repeats + 1):
-            for name, way in WAYS.items():
-                start, total = time.perf_counter(), 0.0
-                for dialogues in work:
-                    loss = way(model, dialogues)
-                    loss.backward()
-                    model.projector.zero_grad()
-                    total += loss.item()
-                losses[name] = total / sum(dialogues.num_labels for dialogues in work)
-                if repeat:
-                    seconds[name].append(time.perf_counter() - start)
-    slowest = statistics.median(seconds["the original's way"])
-    tokens = sum(int(turn["attention_mask"].sum()) for dialogues in work for turn in dialogues.turns)
-    for name, times in seconds.items():
-        print_line(
-            "nano training step, two-turn dialogues",
-            name,
-            **speed(times, slowest, amount=batches * BATCH_SIZE, unit="dialogues"),
-            loss=round(losses[name], 5),
-            tokens_per_s_of_two_passes=round(tokens / statistics.median(times)),
-            threads=threads,
-            repeats=repeats,
-            torch=torch.__version__,
-        )
+    draws = [draw for step in range(batches) for draw in mixture.batch_indices(step)][: batches * batch_size]
+    dialogues = [datamodule._train_samples[draw.subset][draw.index] for draw in draws]
+
+    def build(way: Way) -> SparklesChat:
+        # One for each way, as a model that computes its layers otherwise stays so; all have the same weights.
+        torch.manual_seed(0)
+        model: SparklesChat = instantiate(cfg.model, **({"length_groups": 1} | way.model), _convert_="all")
+        return model
+
+    work = Work(datamodule, build(LABELLED), batch_size)
+    for what, ways in WAYS.items():
+        work.fill(dialogues, two_turns=what == "two-turn dialogues")
+        if compile:
+            groups = next(way for way in ways if "length_groups" in way.model)
+            ways = [
+                *ways,
+                replace(
+                    groups,
+                    name="with the groups, torch.compile",
+                    model=groups.model | {"compile_backend": "inductor"},
+                ),
+            ]
+        models = [build(way) for way in ways]
+        seconds: list[list[float]] = [[] for _ in ways]
+        losses = [0.0] * len(ways)
+        with Console(stderr=True).status("measuring"):
+            for repeat in range(repeats + 1):
+                for place, (way, model) in enumerate(zip(ways, models, strict=True)):
+                    start = time.perf_counter()
+                    losses[place] = work.step(way, model) / work.num_labels
+                    if repeat:
+                        seconds[place].append(time.perf_counter() - start)
+        for way, times, loss in zip(ways, seconds, losses, strict=True):
+            median = statistics.median(times)
+            print_line(
+                f"nano training step, {what}",
+                way.name,
+                **speed(times, statistics.median(seconds[0]), amount=len(dialogues), unit="dialogues"),
+                utilisation=round(work.flops / median / peak, 3),
+                loss=round(loss, 5),
+                threads=threads,
+                repeats=repeats,
+                batch_size=batch_size,
+            )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TextIO, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TextIO, TypeVar
 
 from sparkles.data.images import ImageError, ImageFolder, MissingImageError
 from sparkles.prompt_format import MINIGPT4, PromptFormatError, check_message
@@ -27,7 +27,7 @@ Key = int | str
 """Where a record stands: its index in a list, or its key in a dict."""
 T = TypeVar("T", Dialogue, Sample)
 
-_MAX_SHOWN = 10
+MAX_SHOWN = 10
 """Problems of one file, and missing images of one folder, that are spelled out; the rest are counted."""
 _CHUNK = 1 << 20
 """Characters of a file that are read at a time."""
@@ -51,6 +51,16 @@ class _MissingImagesError(AnnotationError):
         self.image_ids = list(errors)
 
 
+class Check(Protocol):
+    """Looks for bad records while work goes on."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> list[str]:
+        """The first problems, for which it waits."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading(Generic[T]):
     """What came of a file: the values of its good records, and what is wrong with the others."""
@@ -64,7 +74,9 @@ class Reading(Generic[T]):
     missing: tuple[Key, ...] = ()
     """Ids of the images that `folder` lacks, each once."""
     image_ids: frozenset[str] = frozenset()
-    """Of the images of all values."""
+    """Of the images of all values; none are known before `check` has ended."""
+    check: Check | None = None
+    """Comes to know the first problems, where values are given before they have been checked."""
 
 
 def read_file(
@@ -103,19 +115,30 @@ def read_file(
     )
 
 
+def bad_records(
+    path: Path, parse: Callable[[Key, Record], Iterable[Sample]], images: ImageFolder
+) -> Iterator[str]:
+    """What is wrong with each bad record, as `read_file` tells it, without keeping the others."""
+    for key, record, _ in records(path):
+        try:
+            located(parse(key, record), images)
+        except (AnnotationError, PromptFormatError, ImageError) as error:
+            yield f"{path}, record {key}: {error}"
+
+
 def report(readings: Iterable[Reading[Any]]) -> str:
     """The first problems of each file, how many more there are, and which images each folder lacks."""
     lines: list[str] = []
     missing: defaultdict[Path | None, dict[Key, None]] = defaultdict(dict)
     for reading in readings:
-        lines += reading.problems[:_MAX_SHOWN]
-        if (unseen := len(reading.problems) - _MAX_SHOWN) > 0:
+        lines += reading.problems[:MAX_SHOWN]
+        if (unseen := len(reading.problems) - MAX_SHOWN) > 0:
             lines.append(f"... and {unseen} more such records in {reading.path}")
         missing[reading.folder] |= dict.fromkeys(reading.missing)
     for folder, image_ids in missing.items():
         if image_ids:
-            shown = ", ".join(map(str, list(image_ids)[:_MAX_SHOWN]))
-            dots = ", ..." if len(image_ids) > _MAX_SHOWN else ""
+            shown = ", ".join(map(str, list(image_ids)[:MAX_SHOWN]))
+            dots = ", ..." if len(image_ids) > MAX_SHOWN else ""
             lines.append(f"{folder} lacks {len(image_ids)} of the images in use: {shown}{dots}")
     return "\n".join(lines)
 
@@ -157,7 +180,7 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
         AnnotationError, PromptFormatError: a sample could not be read again, see `check_messages`; or its text
             holds what separates messages.
     """
-    _write(Path(path), [_sample_record(sample) for sample in samples])
+    _write(Path(path), [sample_record(sample) for sample in samples])
 
 
 def write_training_files(folder: Path, name: str, dialogues: Sequence[Dialogue]) -> list[Path]:
@@ -177,7 +200,7 @@ def write_training_files(folder: Path, name: str, dialogues: Sequence[Dialogue])
 def unwritable(dialogue: Dialogue) -> str:
     """Why a dialogue cannot be written and read again, "" if it can: what a model writes may hold separators."""
     try:
-        records = [dialogue_record(dialogue), *map(_sample_record, samples_of(dialogue))]
+        records = [dialogue_record(dialogue), *map(sample_record, samples_of(dialogue))]
         json.dumps(records, ensure_ascii=False).encode()
     except (AnnotationError, PromptFormatError, UnicodeEncodeError) as error:
         return str(error)
@@ -263,7 +286,7 @@ def get_field(record: Record, *keys: str, kind: type | tuple[type, ...] = str) -
                 raise AnnotationError(
                     f"{key!r} is {value!r:.60}, expected {' or '.join(k.__name__ for k in kinds)}"
                 )
-            if isinstance(value, str) and _LONE_SURROGATE.search(value):
+            if isinstance(value, str) and not value.isascii() and _LONE_SURROGATE.search(value):
                 raise AnnotationError(f"{key!r} holds half of a character, which no file can: {value!r:.60}")
             return value
     raise AnnotationError(
@@ -478,7 +501,8 @@ def dialogue_record(dialogue: Dialogue) -> Record:
     return record
 
 
-def _sample_record(sample: Sample) -> Record:
+def sample_record(sample: Sample) -> Record:
+    """The record of a training file, to which others may add fields. Raises as `write_samples` does."""
     messages = sample.prompt.messages
     check_messages([*messages, Message(role="assistant", content=sample.answer)])
     instruction = MINIGPT4.render_prompt(messages, system=False) + MINIGPT4.answer_prefix

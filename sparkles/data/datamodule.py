@@ -17,12 +17,12 @@ from rich.panel import Panel
 from rich.table import Table
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from sparkles.data.annotations import AnnotationError, Reading, report
+from sparkles.data.annotations import AnnotationError, Check, Reading, report
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder, ImagePlacement, Tokenizer
 from sparkles.data.features import KEY_BYTES, FeatureCache
 from sparkles.data.images import ImageTransform, load_image
-from sparkles.data.indexed import read_samples
+from sparkles.data.indexed import WhenToCheck, read_samples
 from sparkles.data.mixture import Draw, Mix, Mixture, MixtureSampler, SubsetSpec
 from sparkles.prompt_format import PromptFormat
 from sparkles.types import Image, InputError, Sample
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _CACHE_BYTES = 512 * 1024**2
 """Pixels that `cache_images` keeps at most, in each worker."""
 
+
+_ADVICE = "repair them, or leave them out with data.on_bad_record=skip"
 
 _MOST_ENCODED = 8_192
 """Samples whose tokens are kept from one pass to the next, in each worker: about 100 MB."""
@@ -93,12 +95,14 @@ class SampleDataset(Dataset[Example]):
         self._encoded: dict[tuple[str, int], Encoded] = {}
 
     def __getitem__(self, draw: Draw) -> Example:
-        try:
+        with _named(draw):
             encoded = self._encode(draw.subset, draw.index)
             return Example(encoded, self._load_images(encoded.images, draw.serial))
-        except ValueError as error:
-            error.add_note(f"in sample {draw.index} of subset {draw.subset!r}")
-            raise
+
+    def length_of(self, draw: Draw) -> int:
+        """Tokens of a sample with its image slots."""
+        with _named(draw):
+            return len(self._encode(draw.subset, draw.index).input_ids)
 
     def _encode(self, subset: str, index: int) -> Encoded:
         encoded = self._encoded.get((subset, index))
@@ -143,6 +147,16 @@ class SampleDataset(Dataset[Example]):
 
 
 @contextmanager
+def _named(draw: Draw) -> Iterator[None]:
+    """Say of which sample an error is."""
+    try:
+        yield
+    except ValueError as error:
+        error.add_note(f"in sample {draw.index} of subset {draw.subset!r}")
+        raise
+
+
+@contextmanager
 def _seeded(seed: np.random.SeedSequence) -> Iterator[None]:
     """Torch's generator as `seed` has it, and as it was behind this."""
     with torch.random.fork_rng(devices=()):
@@ -184,8 +198,15 @@ class SparklesDataModule(L.LightningDataModule):
         feature_cache: folder for features of images, which are then computed once for all runs; see `use_features`.
         cached_crops: with a feature cache and a random transform, each image has that many crops instead of a new
             one each time; 0 refuses to keep features of random crops.
-        on_bad_record: "stop" the run and name the records that are malformed or lack images; or "skip" them, which
-            is reported at the start.
+        length_window: batches whose samples are put together anew, of about one length in each: less padding, the
+            same samples; see `MixtureSampler`. A batch's mean loss is over its tokens, so that short answers weigh
+            more where they have batches of their own.
+        num_workers: processes that read and encode batches ahead of the training; 0 does it in between.
+        prefetch_factor: batches that each of them is ahead; None for 2.
+        persistent_workers: keep them from one epoch to the next.
+        pin_memory: copy batches where a GPU fetches them faster; None if there is one.
+        on_bad_record: "stop" the run and name the records that are malformed or lack images (of a large file that is
+            read for the first time, within the first minutes); or "skip" them, which is reported at the start.
         prepare: called once before anything is read, to make or fetch the files.
     """
 
@@ -210,7 +231,11 @@ class SparklesDataModule(L.LightningDataModule):
         mix: Mix = "per_sample",
         turns: Turns = "sampled",
         seed: int = 0,
+        length_window: int = 1,
         num_workers: int = 0,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = True,
+        pin_memory: bool | None = None,
         cache_images: bool = False,
         feature_cache: str | Path | None = None,
         cached_crops: int = 0,
@@ -233,6 +258,15 @@ class SparklesDataModule(L.LightningDataModule):
             raise InputError(
                 "random crops are new each time, so their features cannot be kept: set data.cached_crops to the number "
                 "of crops that each image may have, data.train_transform.train=false, or data.feature_cache=null"
+            )
+        if length_window < 1:
+            raise InputError(
+                f"length_window={length_window}, expected the number of batches, 1 or more; set data.length_window"
+            )
+        if length_window > 1 and mix == "per_batch":
+            raise InputError(
+                "mix='per_batch' gives each batch one subset, which batches by length would undo; "
+                "set data.length_window=1 or data.mix=per_sample"
             )
         if turns == "joint" and unmask_prompt_end:
             raise InputError(
@@ -260,7 +294,11 @@ class SparklesDataModule(L.LightningDataModule):
         self.steps = steps
         self.mix = mix
         self.seed = seed
+        self.length_window = length_window
         self.num_workers = num_workers
+        self.prefetch_factor = prefetch_factor
+        self.persistent_workers = persistent_workers
+        self.pin_memory = pin_memory
         self.cache_images = cache_images
         self.cached_crops = cached_crops
         self.feature_cache = feature_cache
@@ -270,6 +308,7 @@ class SparklesDataModule(L.LightningDataModule):
         self._train_samples: dict[str, Sequence[Sample]] = {}
         self._val_samples: dict[str, Sequence[Sample]] = {}
         self._sampler: MixtureSampler | None = None
+        self._checks: list[Check] = []
 
     def use_features(self, cache: FeatureCache) -> None:
         """From now on batches hold the features that `cache` has, and keys for the others."""
@@ -292,24 +331,27 @@ class SparklesDataModule(L.LightningDataModule):
         _check_paths([*train.values(), *self.val_subsets.values()])
         self._val_samples = self._val_samples or _samples(self._read_all(self.val_subsets))
         if train and not self._train_samples:
-            readings = self._read_all(train)
+            check: WhenToCheck = (
+                "later" if self.trainer is None or self.trainer.is_global_zero else "elsewhere"
+            )
+            readings = self._read_all(train, check if self.on_bad_record == "stop" else "now")
             self._train_samples = _samples(readings)
+            self._checks = [one.check for group in readings.values() for one in group if one.check]
             self._print_mixture(self._make_mixture(), readings)
 
     def train_dataloader(self) -> MixtureLoader:
         """Batches of one epoch, from where the run stands."""
         trainer = self.trainer
+        dataset = self._dataset(self._train_samples, self.train_transform, self.earlier_weights)
         self._sampler = MixtureSampler(
             self._make_mixture(),
             batches_per_epoch=self.steps * (trainer.accumulate_grad_batches if trainer else 1),
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            length_window=self.length_window,
+            length_of=dataset.length_of,
         )
-        return MixtureLoader(
-            **self._loader_arguments(
-                self._train_samples, self.train_transform, self._sampler, self.earlier_weights
-            )
-        )
+        return MixtureLoader(**self._loader_arguments(dataset, self._sampler))
 
     def val_dataloader(self) -> DataLoader[Example] | list[DataLoader[Example]]:
         """Every validation sample once, in order; each process takes every `world_size`-th batch."""
@@ -327,13 +369,22 @@ class SparklesDataModule(L.LightningDataModule):
         size = max(1, self.batch_size // (trainer.world_size if trainer else 1))
         batches = [draws[start : start + size] for start in range(0, len(draws), size)]
         share = batches[trainer.global_rank :: trainer.world_size] if trainer else batches
-        return DataLoader(**self._loader_arguments(self._val_samples, self.eval_transform, share))
+        dataset = self._dataset(self._val_samples, self.eval_transform)
+        return DataLoader(**self._loader_arguments(dataset, share))
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count the training batches used, which is where a resumed run goes on."""
         if self._sampler is not None and self.trainer is not None and self.trainer.training:
+            self._stop_at_bad_records()
             self._sampler.position += 1
         return batch
+
+    def _stop_at_bad_records(self) -> None:
+        """Raise AnnotationError if the check of a large file, which goes on beside the training, has found any."""
+        ended = [check for check in self._checks if check.done()]
+        self._checks = [check for check in self._checks if check not in ended]
+        if found := [problem for check in ended for problem in check.result()]:
+            raise AnnotationError("\n".join([*found, _ADVICE]))
 
     def files(self) -> dict[str, Path]:
         """Annotation files of the subsets that are in use, whose hashes identify the data of a run."""
@@ -345,7 +396,9 @@ class SparklesDataModule(L.LightningDataModule):
             for path in spec.annotation_files
         }
 
-    def _read_all(self, specs: Mapping[str, SubsetSpec]) -> dict[str, list[Reading[Sample]]]:
+    def _read_all(
+        self, specs: Mapping[str, SubsetSpec], check: WhenToCheck = "now"
+    ) -> dict[str, list[Reading[Sample]]]:
         """What came of the files of each subset that is in use; problems of all are reported together."""
         readings: dict[str, list[Reading[Sample]]] = {}
         unreadable = []
@@ -354,16 +407,14 @@ class SparklesDataModule(L.LightningDataModule):
                 folder, readings[name] = spec.folder, []
                 for file in spec.annotation_files:
                     try:
-                        readings[name].append(read_samples(file, spec.reader, folder))
+                        readings[name].append(read_samples(file, spec.reader, folder, check=check))
                     except AnnotationError as error:
                         unreadable.append(str(error))
         bad = [reading for group in readings.values() for reading in group if reading.problems]
         if unreadable:
             raise AnnotationError("\n".join([*unreadable, report(bad)]).rstrip())
         if bad and self.on_bad_record == "stop":
-            raise AnnotationError(
-                f"{report(bad)}\nrepair them, or leave them out with data.on_bad_record=skip"
-            )
+            raise AnnotationError(f"{report(bad)}\n{_ADVICE}")
         _log_skipped(bad)
         return readings
 
@@ -376,29 +427,35 @@ class SparklesDataModule(L.LightningDataModule):
             seed=self.seed,
         )
 
-    def _loader_arguments(
+    def _dataset(
         self,
         samples: Mapping[str, Sequence[Sample]],
         transform: ImageTransform,
-        batches: MixtureSampler | list[list[Draw]],
         earlier_weights: Mapping[str, Sequence[float]] | None = None,
+    ) -> SampleDataset:
+        return SampleDataset(
+            samples,
+            encoder=self.encoder,
+            transform=transform,
+            earlier_weights=earlier_weights,
+            seed=self.seed,
+            cache_images=self.cache_images,
+            feature_cache=self.features,
+            cached_crops=self.cached_crops,
+        )
+
+    def _loader_arguments(
+        self, dataset: SampleDataset, batches: MixtureSampler | list[list[Draw]]
     ) -> dict[str, Any]:
         return {
-            "dataset": SampleDataset(
-                samples,
-                encoder=self.encoder,
-                transform=transform,
-                earlier_weights=earlier_weights,
-                seed=self.seed,
-                cache_images=self.cache_images,
-                feature_cache=self.features,
-                cached_crops=self.cached_crops,
-            ),
+            "dataset": dataset,
             "batch_sampler": batches,
             "collate_fn": partial(_collate, pad_token_id=self.encoder.pad_token_id),
             "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
+            # Without workers the DataLoader refuses what is said of them.
+            "prefetch_factor": self.prefetch_factor if self.num_workers else None,
+            "persistent_workers": self.persistent_workers and self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
         }
 
     @rank_zero_only
@@ -416,12 +473,13 @@ class SparklesDataModule(L.LightningDataModule):
             table.add_column(heading, justify="left" if heading == "subset" else "right")
         for name, samples in self._train_samples.items():
             images = frozenset().union(*(reading.image_ids for reading in readings[name]))
+            unknown = any(reading.check for reading in readings[name])
             share = f"{mixture.shares[name]:.1%}"
             of_turns = " : ".join(f"{weight:g}" for weight in weights.get(name, (1.0,)))
             table.add_row(
                 name,
                 str(len(samples)),
-                str(len(images)),
+                "?" if unknown else str(len(images)),
                 f"{mixture.ratios[name]:g}",
                 share,
                 *[of_turns][: len(weights)],

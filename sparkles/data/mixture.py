@@ -7,7 +7,7 @@ i is the same for any number of workers, of processes, and of times that the run
 import random
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -167,6 +167,11 @@ class MixtureSampler(Sampler[list[Draw]]):
 
     Each iteration runs from `position` to the end of the epoch that it lies in. The owner advances `position`
     as batches are used, since a DataLoader with workers asks for batches ahead of that.
+
+    Args:
+        length_window: batches of the mixture whose samples are put together anew, those of about one length in one
+            batch; these batches come in an order drawn by the seed. 1 leaves all as they are.
+        length_of: of a sample in tokens, for a `length_window` above 1.
     """
 
     def __init__(
@@ -176,6 +181,8 @@ class MixtureSampler(Sampler[list[Draw]]):
         batches_per_epoch: int,
         rank: int = 0,
         world_size: int = 1,
+        length_window: int = 1,
+        length_of: Callable[[Draw], int] | None = None,
     ) -> None:
         if mixture.batch_size % world_size:
             raise InputError(
@@ -186,20 +193,44 @@ class MixtureSampler(Sampler[list[Draw]]):
         self.batches_per_epoch = batches_per_epoch
         self.rank = rank
         self.world_size = world_size
+        self.length_window = length_window
+        self._length_of = length_of
+        self._window: tuple[int, list[list[Draw]]] = -1, []
         self.position = 0
         """Batches used so far, over all epochs."""
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch_end = (self.position // self.batches_per_epoch + 1) * self.batches_per_epoch
         for step in range(self.position, epoch_end):
-            yield self.mixture.batch_indices(step)[self.rank :: self.world_size]
+            yield self._batch(step)[self.rank :: self.world_size]
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also when the iteration starts in the middle of one."""
         return self.batches_per_epoch
 
+    def _batch(self, step: int) -> list[Draw]:
+        """The draws of all processes, for a batch counted from 0."""
+        if self._length_of is None or self.length_window == 1:
+            return self.mixture.batch_indices(step)
+        number, place = divmod(step, self.length_window)
+        if self._window[0] != number:
+            steps = range(number * self.length_window, (number + 1) * self.length_window)
+            draws = [draw for step in steps for draw in self.mixture.batch_indices(step)]
+            draws.sort(key=self._length_of)
+            size = self.mixture.batch_size
+            batches = [draws[start : start + size] for start in range(0, len(draws), size)]
+            random.Random(f"{self.mixture.seed}/{number}").shuffle(batches)
+            self._window = number, batches
+        return self._window[1][place]
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """All that the batches depend on."""
+        window = {"length_window": self.length_window} if self.length_window > 1 else {}
+        return self.mixture.identity | window
+
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "mixture": self.mixture.identity}
+        return {"position": self.position, "mixture": self._identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue a stream; it must be the same stream.
@@ -207,12 +238,12 @@ class MixtureSampler(Sampler[list[Draw]]):
         Raises:
             InputError: the state comes from another mixture; names what differs.
         """
-        ours, theirs = self.mixture.identity, state["mixture"]
-        differing = [key for key in ours if ours[key] != theirs.get(key)]
+        ours, theirs = self._identity, state["mixture"]
+        differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
         if differing:
             raise InputError(
                 "cannot resume: the checkpoint was made with another mixture: "
-                + "; ".join(f"{key} was {theirs.get(key)}, now {ours[key]}" for key in differing)
+                + "; ".join(f"{key} was {theirs.get(key)}, now {ours.get(key)}" for key in differing)
                 + ". Restore these settings, or start a new run from the checkpoint's weights"
             )
         self.position = state["position"]

@@ -16,10 +16,15 @@ from sparkles.types import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Quantization = Literal["8bit", "4bit"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
 def load_language_model(
-    path: str | Path, *, dtype: Dtype = "float32", quantization: Quantization | None = None
+    path: str | Path,
+    *,
+    dtype: Dtype = "float32",
+    quantization: Quantization | None = None,
+    attention: Attention | None = None,
 ) -> PreTrainedModel:
     """A frozen language model in eval mode; no code that comes with it is run.
 
@@ -27,21 +32,29 @@ def load_language_model(
         path: a folder with `config.json` and weights, or the name of a hub repository.
         dtype: of the weights; `auto` for that of the files.
         quantization: keep linear layers in 8 or 4 bit instead. Needs the extra `quantization` and a CUDA device.
+        attention: how it is computed; None for what `transformers` finds best, which is sdpa for most models.
 
     Raises:
         CheckpointError: `path` is neither, or its files cannot be used or do not fit its `config.json`.
-        InputError: this machine cannot quantize.
+        InputError: this machine cannot quantize, or compute attention in this way.
     """
     options = {} if quantization is None else _quantized(quantization, dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
+            attn_implementation=attention,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are in the report, which is read below
             output_loading_info=True,
             **options,
         )
+    except ImportError as error:
+        if attention is None:
+            raise
+        raise InputError(
+            f"model.language.attention={attention}: {error}; attention=sdpa or null needs no package"
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: no causal language model could be loaded; expected a folder with config.json and "

@@ -7,7 +7,7 @@ V vocabulary, S new tokens; D_q and D_lm are the widths of Q-Former and language
     loss_weights float32[B, T], of the labels, if they differ         image_features float[N, Q, D_q], if known
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sparkles.models.decoding import greedy_options, shared_prefix
+from sparkles.models.decoding import RunningBatch
+from sparkles.models.learning import check_backend, compile_layers, recompute_activations
 from sparkles.models.projector import Projector
 from sparkles.models.qformer import QFormer
 from sparkles.models.resampler import PatchPooling, Resampler
+from sparkles.models.rows import Rows, in_groups, pack
 from sparkles.models.vision import VisionEncoder
 from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID
 
@@ -32,6 +34,16 @@ class SparklesChat(nn.Module):
 
     `qformer` and `projector` may be given without the sizes of their neighbours, which they are then called with.
     A resampler in the Q-Former's place, or a Q-Former with `trainable=True`, learns together with the projector.
+
+    How fast it learns, and in how much memory, is a choice; the loss is the same:
+
+    Args:
+        max_images_per_forward: bounds the memory of `encode_images`.
+        length_groups: parts of a training batch, by length, each padded for itself.
+        packed: put all rows of a training batch one behind the other instead, without any padding.
+        gradient_checkpointing: keep only the inputs of the language model's layers, and compute the rest again.
+        compile_backend: of `torch.compile` for these layers while they learn, such as "inductor".
+        decoding_backend: likewise for the language model while it answers, see `RunningBatch`.
     """
 
     def __init__(
@@ -43,6 +55,10 @@ class SparklesChat(nn.Module):
         language: PreTrainedModel,
         max_images_per_forward: int | None = None,
         length_groups: int = 1,
+        packed: bool = False,
+        gradient_checkpointing: bool = False,
+        compile_backend: str | None = None,
+        decoding_backend: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(qformer, QueryPart):
@@ -54,8 +70,16 @@ class SparklesChat(nn.Module):
         self.qformer = qformer.requires_grad_(qformer.trainable)
         self.projector = projector
         self.language = language.requires_grad_(False)
-        self.max_images_per_forward = max_images_per_forward  # bounds the memory of encode_images
-        self.length_groups = length_groups  # parts of a training batch, by length, each padded for itself
+        self.max_images_per_forward = max_images_per_forward
+        self.length_groups = length_groups
+        self.packed = packed
+        if compile_backend is not None:
+            compile_layers(self.language, compile_backend)
+        if decoding_backend is not None:
+            check_backend("decoding_backend", decoding_backend)
+        self.decoding_backend = decoding_backend
+        if gradient_checkpointing:
+            recompute_activations(self.language)
         self.train()
 
     @property
@@ -123,39 +147,24 @@ class SparklesChat(nn.Module):
             weights = weights * F.pad(batch["loss_weights"][:, 1:], (0, 1))
         if not weights.any():
             raise ValueError("no labelled token in the batch; was every answer cut off by max_length?")
-        by_length = batch["attention_mask"].sum(1).argsort()
-        groups = by_length.chunk(self.length_groups)
-        losses = [
-            self._summed_loss(
-                inputs_embeds.index_select(0, rows),
-                batch["attention_mask"][rows],
-                targets[rows],
-                weights[rows],
-            )
-            for rows in groups
-        ]
-        return torch.stack(losses).sum() / weights.sum()
+        rows, mask = Rows(inputs_embeds, targets, weights, visible={}), batch["attention_mask"]
+        calls = [pack(rows, mask)] if self.packed else in_groups(rows, mask, self.length_groups)
+        return torch.stack([self._summed_loss(call) for call in calls]).sum() / weights.sum()
 
-    def _summed_loss(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, targets: Tensor, weights: Tensor
-    ) -> Tensor:
-        """Weighted sum of the targets' cross-entropy; columns in which every row is padding are left out."""
-        used = attention_mask.any(dim=0)  # [T], columns in a row
-        start, length = int(used.int().argmax()), int(used.sum())
-        attention_mask = attention_mask.narrow(1, start, length)
-        targets, weights = targets.narrow(1, start, length), weights.narrow(1, start, length)
-        columns = weights.any(dim=0).nonzero().squeeze(1)  # [K], with a loss in any row
+    def _summed_loss(self, rows: Rows) -> Tensor:
+        """Weighted sum of the targets' cross-entropy: float32[]."""
+        columns = rows.weights.any(dim=0).nonzero().squeeze(1)  # [K], with a loss in any row
         output = self.language(
-            inputs_embeds=inputs_embeds.narrow(1, start, length),
-            # Padding behind everything is seen by none that counts; without a mask attention is faster.
-            attention_mask=None if attention_mask[:, 0].all() else attention_mask,
+            inputs_embeds=rows.inputs_embeds,
             logits_to_keep=columns,  # the vocabulary is large: no logits where nothing is learned
             use_cache=False,
+            **rows.visible,
         )
         losses = F.cross_entropy(
-            output.logits.float().flatten(0, 1), targets[:, columns].flatten(), reduction="none"
+            output.logits.float().flatten(0, 1), rows.targets[:, columns].flatten(), reduction="none"
         )
-        return losses @ weights[:, columns].flatten()
+        # Not `@`, which autocast would compute in half precision, where such sums overflow.
+        return torch.dot(losses, rows.weights[:, columns].flatten())
 
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Tensor], **generation: Any) -> Tensor:
@@ -163,10 +172,32 @@ class SparklesChat(nn.Module):
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
         if not attention_mask[:, -1].all():
             raise ValueError("generation goes on from the last token, which is padding here; pad on the left")
-        shared = shared_prefix(input_ids, attention_mask)
         return self.language.generate(  # type: ignore[operator]  # every causal LM has it
             inputs_embeds=self.embed(input_ids, batch["pixel_values"], batch.get("image_features")),
             attention_mask=attention_mask,  # position ids follow from it, so padding does not count
-            **greedy_options(self.language, generation, shared=shared),
             **generation,
+        )
+
+    def running_batch(self, features: Callable[[Sequence[int]], Tensor], **options: Any) -> RunningBatch:
+        """An empty one, for prompts whose pictures have numbers.
+
+        Args:
+            features: what `encode_images` makes of the pictures of these numbers: float[N, Q, D_q], N >= 1.
+            options: of `RunningBatch`.
+
+        Raises:
+            InputError: the language model is `unfit` for it.
+        """
+
+        def embed(input_ids: Tensor, pictures: Sequence[int]) -> Tensor:
+            if not pictures:
+                return self.language.get_input_embeddings()(input_ids)
+            return self.embed(input_ids, input_ids.new_empty(0, 3, 0, 0), features(pictures))
+
+        return RunningBatch(
+            self.language,
+            embed,
+            slots=self.qformer.num_query_tokens,
+            compile_backend=self.decoding_backend,
+            **options,
         )

@@ -118,6 +118,67 @@ def test_the_number_of_workers_changes_nothing(make_datamodule: MakeDataModule) 
     )
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_by_length_have_less_padding_and_go_on_in_the_middle(
+    make_datamodule: MakeDataModule, tmp_path: Path, num_workers: int
+) -> None:
+    def padding(batches: list[Batch]) -> int:
+        return sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+
+    plain = batches_of(make_datamodule(num_workers=num_workers))
+    by_length = batches_of(make_datamodule(length_window=6, num_workers=num_workers))
+    assert padding(by_length) < padding(plain) / 2
+    tokens = [
+        sorted(token for batch in some for token in batch["labels"].flatten().tolist() if token != -100)
+        for some in (plain, by_length)
+    ]
+    assert tokens[0] == tokens[1]
+    datamodule = make_datamodule(length_window=6, num_workers=num_workers)
+    datamodule.setup("fit")
+    loader = datamodule.train_dataloader()
+    loader.load_state_dict(loader.state_dict() | {"position": 2})
+    assert_same(list(loader), by_length[2:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"length_window": 0}, "length_window=0, expected the number of batches, 1 or more"),
+        ({"length_window": 2, "mix": "per_batch"}, r"set data\.length_window=1 or data\.mix=per_sample"),
+    ],
+)
+def test_batches_by_length_are_refused_where_they_have_no_sense(
+    make_datamodule: MakeDataModule, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_datamodule(**changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (None, False, False)),
+        ({"num_workers": 2}, (2, True, False)),
+        (
+            {"num_workers": 1, "prefetch_factor": 5, "persistent_workers": False, "pin_memory": True},
+            (5, False, True),
+        ),
+        ({"prefetch_factor": 5, "persistent_workers": True}, (None, False, False)),
+    ],
+)
+def test_who_reads_ahead_is_a_matter_of_configuration(
+    make_datamodule: MakeDataModule,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    expected: tuple[int | None, bool, bool],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    datamodule = make_datamodule(**settings)
+    datamodule.setup("fit")
+    loader = datamodule.train_dataloader()
+    assert (loader.prefetch_factor, loader.persistent_workers, loader.pin_memory) == expected
+
+
 def test_augmentation_is_random_but_leaves_the_generator_alone(make_datamodule: MakeDataModule) -> None:
     datamodule = make_datamodule(train_transform=ImageTransform(image_size=8, train=True, scale=(0.1, 0.9)))
     datamodule.setup("fit")
@@ -456,3 +517,37 @@ def test_batches_of_large_files_are_those_of_files_in_memory(
     loader = datamodule.train_dataloader()
     loader.load_state_dict(loader.state_dict() | {"position": 4})
     assert_same(list(loader), expected[4:])
+
+
+class Waiting(Recorder):
+    """Begins only when large files have been checked."""
+
+    def on_train_start(self) -> None:
+        for check in self.trainer.datamodule._checks:
+            check.result()
+
+
+def test_a_run_that_has_begun_stops_when_a_large_file_turns_out_to_hold_bad_records(
+    make_datamodule: MakeDataModule,
+    make_subset: Callable[..., SubsetSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(indexed, "_SMALL", 0)
+    spec = make_subset("many", 40)
+    datamodule = make_datamodule(subsets={"many": spec}, steps=1_000)
+    datamodule.setup("fit")
+    drawn = {draw.index for step in range(3) for draw in datamodule._make_mixture().batch_indices(step)}
+    bad = max(set(range(40)) - drawn)
+    spoil(spec.annotations, bad)
+    datamodule = make_datamodule(subsets={"many": spec}, steps=1_000)
+    expected = rf"(?s)record {bad}: no 'fix_answer'.*data.on_bad_record=skip"
+    with pytest.raises(AnnotationError, match=expected):
+        make_trainer(tmp_path).fit(Waiting(), datamodule)
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["many", "40", "?", "1", "100.0%"] in rows
+    # What may be left out has to be known before the first sample is drawn.
+    skipping = make_datamodule(subsets={"many": spec}, on_bad_record="skip")
+    skipping.setup("fit")
+    assert len(skipping._train_samples["many"]) == 39

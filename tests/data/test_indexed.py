@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparkles.data import indexed
-from sparkles.data.annotations import AnnotationError, read_file, write_dialogues
+from sparkles.data.annotations import AnnotationError, Reading, read_file, write_dialogues
 from sparkles.data.indexed import IndexedSamples, read_samples
 from sparkles.data.mixture import SubsetSpec
 from sparkles.data.sources import DialogueFile, Reader
@@ -17,6 +17,7 @@ MakeSubset = Callable[..., SubsetSpec]
 @pytest.fixture(autouse=True)
 def every_file_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexed, "_SMALL", 0)
+    monkeypatch.setattr(indexed, "_PART", 500)  # of the bytes of about three records
 
 
 @pytest.fixture
@@ -74,11 +75,21 @@ def test_a_record_may_hold_several_samples(
 def test_a_file_is_read_as_a_whole_only_once(spec: SubsetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = samples_of(spec)
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, *_: object) -> None:
         raise AssertionError(f"{path} was read again")
 
     monkeypatch.setattr(indexed, "records", refuse)
+    monkeypatch.setattr(indexed, "parts", refuse)
     assert samples_of(spec) == expected
+
+
+def test_where_records_end_is_found_out_if_it_was_guessed_wrong(spec: SubsetSpec) -> None:
+    records = json.loads(spec.annotations.read_bytes())
+    for record in records:  # each holds what separates the first two
+        record["raw"] = [{"uniform_question": number} for number in range(90)]
+    spec.annotations.write_text(json.dumps(records))
+    assert samples_of(spec) == in_memory(spec)
+    assert len(samples_of(spec)) == 7
 
 
 def test_what_was_changed_or_damaged_is_read_again(spec: SubsetSpec) -> None:
@@ -144,3 +155,55 @@ def test_where_nothing_can_be_kept_work_goes_on(
     monkeypatch.setattr(indexed, "write_whole", refuse)
     assert samples_of(spec) == in_memory(spec)
     assert "has to be read as a whole by each run: no room for" in caplog.text
+
+
+def read_at_once(spec: SubsetSpec) -> Reading[Sample]:
+    """With its samples before they are checked."""
+    reading = read_samples(spec.annotations, spec.reader, spec.folder, check="later")
+    assert reading.check is not None
+    return reading
+
+
+def test_samples_are_there_before_they_are_checked_and_the_check_leaves_the_index(spec: SubsetSpec) -> None:
+    expected = in_memory(spec)
+    reading = read_at_once(spec)
+    assert list(reading.values) == expected
+    assert reading.check is not None
+    assert reading.check.result() == []
+    assert len(beside(spec)) == 2
+    again = read_samples(spec.annotations, spec.reader, spec.folder, check="later")
+    assert again.check is None
+    assert again.image_ids == {image.image_id for sample in expected for image in sample.images}
+    assert list(again.values) == expected
+
+
+def test_a_check_that_is_made_elsewhere_is_not_made_here(spec: SubsetSpec) -> None:
+    reading = read_samples(spec.annotations, spec.reader, spec.folder, check="elsewhere")
+    assert reading.check is None
+    assert list(reading.values) == in_memory(spec)
+    assert not beside(spec)
+
+
+def test_what_is_bad_is_named_by_the_later_check(spec: SubsetSpec) -> None:
+    picture = next(image.path for sample in in_memory(spec) for image in sample.images)
+    assert picture is not None
+    records = json.loads(spec.annotations.read_bytes())
+    del records[5]["answer"]
+    spec.annotations.write_text(json.dumps(records))
+    picture.unlink()
+    check = read_at_once(spec).check
+    assert check is not None
+    missing, malformed = check.result()
+    assert "record 1: image größe1-0 not found" in missing
+    assert f"{spec.annotations}, record 5: no 'fix_answer' or 'answer'" in malformed
+
+
+def test_records_of_several_samples_are_looked_into_at_once(
+    tmp_path: Path, dialogue: Dialogue, spec: SubsetSpec
+) -> None:
+    for name in ("7", "12", "3"):
+        (spec.images / f"{name}.png").touch()
+    write_dialogues(tmp_path / "d.json", [dialogue] * 3)
+    reading = read_samples(tmp_path / "d.json", DialogueFile(), spec.folder, check="later")
+    assert reading.check is None
+    assert len(reading.values) == 6

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from sparkles.data.mixture import Draw, Mixture, MixtureSampler, SubsetSpec
+from sparkles.types import InputError
 
 
 def make_mixture(**changes: Any) -> Mixture:
@@ -90,6 +91,51 @@ def test_a_sampler_resumes_from_its_state() -> None:
     resumed = MixtureSampler(make_mixture(), batches_per_epoch=6)
     resumed.load_state_dict(sampler.state_dict())
     assert list(resumed) == whole[2:]
+
+
+def tokens_of(draw: Draw) -> int:
+    """Lengths that have nothing to do with the order of a subset."""
+    return 7919 * (draw.index + 1) % (101 if draw.subset == "cc" else 103)
+
+
+def sampler_by_length(**changes: Any) -> MixtureSampler:
+    settings: dict[str, Any] = {"batches_per_epoch": 12, "length_window": 5, "length_of": tokens_of}
+    mixture = make_mixture(sizes={"cc": 50, "vg": 70})
+    return MixtureSampler(mixture, **settings | changes)
+
+
+def test_batches_by_length_hold_the_samples_of_the_mixture_with_less_padding() -> None:
+    def padding(batches: list[list[Draw]]) -> int:
+        return sum(max(map(tokens_of, batch)) - tokens_of(draw) for batch in batches for draw in batch)
+
+    plain, by_length = list(sampler_by_length(length_window=1)), list(sampler_by_length())
+    assert [len(batch) for batch in by_length] == [4] * 12
+    for start in (0, 5):  # the last window goes beyond the epoch
+        window = slice(start, start + 5)
+        drawn, chosen = ({draw for batch in some[window] for draw in batch} for some in (plain, by_length))
+        assert chosen == drawn
+    assert padding(by_length) < padding(plain) / 3
+    longest = [max(map(tokens_of, batch)) for batch in by_length[:5]]
+    assert longest != sorted(longest), "short batches do not come first"
+
+
+def test_batches_by_length_depend_on_seed_and_step_alone() -> None:
+    whole = list(sampler_by_length())
+    resumed = sampler_by_length()
+    for position in (0, 3, 7):
+        resumed.load_state_dict(resumed.state_dict() | {"position": position})
+        assert list(resumed) == whole[position:]
+    shares = [list(sampler_by_length(rank=rank, world_size=2)) for rank in (0, 1)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert {len(part) for part in parts} == {2}
+        assert {draw for part in parts for draw in part} == set(batch)
+
+
+def test_resuming_without_the_batches_by_length_is_refused() -> None:
+    with pytest.raises(InputError, match="length_window was 5, now None"):
+        sampler_by_length(length_window=1).load_state_dict(sampler_by_length().state_dict())
+    with pytest.raises(InputError, match="length_window was None, now 5"):
+        sampler_by_length().load_state_dict(sampler_by_length(length_window=1).state_dict())
 
 
 def test_resuming_with_another_mixture_says_what_differs() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ class TinyDialogue:
 
 @pytest.fixture
 def make_model() -> Callable[..., SparklesChat]:
-    def make(seed: int = 0, hidden_features: Sequence[int] = (), **options: int) -> SparklesChat:
+    def make(seed: int = 0, hidden_features: Sequence[int] = (), **options: Any) -> SparklesChat:
         torch.manual_seed(seed)
         language = LlamaForCausalLM(
             LlamaConfig(

@@ -45,6 +45,17 @@ def test_auto_is_the_dtype_of_the_files(model: SparklesChat, tmp_path: Path) -> 
     assert load_language_model(tmp_path).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("attention", "chosen"), [(None, "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
+def test_attention_is_computed_as_configured(attention: Any, chosen: str, folder: Path) -> None:
+    assert load_language_model(folder, attention=attention).config._attn_implementation == chosen
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it")
+def test_attention_that_this_machine_cannot_compute_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"attention=flash_attention_2: .*attention=sdpa or null needs no"):
+        load_language_model(folder, attention="flash_attention_2")
+
+
 def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"no causal language model could be loaded; expected a folder with config.json"

@@ -263,3 +263,21 @@ def test_features_that_a_trained_part_makes_have_no_hash(make_model: MakeModel) 
     assert make_module(model).encoder_hash
     model.qformer.requires_grad_(True).trainable = True
     assert make_module(model).encoder_hash is None
+
+
+@pytest.mark.parametrize("stored_as", [torch.float32, torch.bfloat16])
+def test_half_precision_computes_what_is_frozen_and_neither_the_loss_nor_what_learns(
+    stored_as: torch.dtype, make_model: MakeModel, batch, tmp_path: Path
+) -> None:
+    expected = make_model()(batch).item()
+    model = make_model()
+    model.language.to(stored_as)
+    losses: list[Tensor] = []
+    model.register_forward_hook(lambda _module, _inputs, loss: losses.append(loss.detach()))
+    trainer = make_trainer(tmp_path, max_steps=6, precision="bf16-mixed")
+    with torch.backends.mkldnn.flags(enabled=False):  # some processors promise instructions that they lack
+        trainer.fit(make_module(model), DataLoader([batch] * 6, batch_size=None))
+    assert losses[0].item() == pytest.approx(expected, rel=2e-2)
+    assert losses[-1] < losses[0]
+    assert {loss.dtype for loss in losses} == {torch.float32}
+    assert {weight.dtype for weight in model.projector.parameters()} == {torch.float32}
