@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SIZE := nano
 TABLES := $(basename $(notdir $(wildcard conf/table/*.yaml)))
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo tables $(TABLES) figures nano serve test bench lint format
+.PHONY: help .venv demo tables $(TABLES) figures nano chat serve test bench lint format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z0-9_-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,14 +39,17 @@ figures: .venv ## draw the statistics of the miniature's two data sets into docs
 nano: .venv ## make the shipped nano weights again, from nothing
 	$(PY) -m sparkles.nano
 
+chat: .venv ## a web page to talk to the nano model about pictures
+	$(PY) -m sparkles.serve chat
+
 serve: .venv ## an OpenAI-compatible endpoint on this machine, with the nano model
 	$(PY) -m sparkles.serve api
 
 test: .venv ## run the tests; offline, without a GPU or a key
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
-bench: .venv ## measure speed, on a machine that does nothing else; one JSON line a figure
-	@for script in benchmarks/[a-z]*.py; do $(PY) $$script || exit 1; done
+bench: .venv ## measure speed, on a machine that does nothing else, into benchmarks/RESULTS.md; ARGS='script=floor'
+	$(PY) benchmarks/_results.py $(ARGS)
 
 lint: .venv ## check style, formatting and types
 	$(PY) -m ruff check .
