@@ -2,7 +2,7 @@
 
 So it takes seconds, also for a model that no machine at hand could hold, and writes nothing.
 
-Symbols of the formulas: N weights, L layers, d width, q and k the widths of a layer's queries and of its keys (or
+Symbols of the formula: L layers, d width, q and k the widths of a layer's queries and of its keys (or
 values), f width of the feed-forward part, a attention heads, V vocabulary, e bytes of a number while computing.
 """
 
@@ -26,8 +26,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from sparkles.config import fill_missing, validate
 from sparkles.data.datamodule import SampleDataset, SparklesDataModule, join_turns
 from sparkles.data.mixture import SubsetSpec
+from sparkles.models.arithmetic import flops_per_image, training_flops
 from sparkles.models.sparkles_chat import SparklesChat
-from sparkles.types import InputError
+from sparkles.types import IGNORE_INDEX, InputError
 
 ACTIVATIONS = "L (8 d + e (2 q + 2 k + 3 f) + 4 a) + V (e + 12)"
 """What `activation_bytes` computes."""
@@ -91,6 +92,7 @@ def shapes_of_language_model(
     *,
     dtype: str = "float32",
     quantization: str | None = None,
+    attention: str | None = None,
     config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
     """What `load_language_model` would return, without its weights: as the folder says, or else as `config` does.
@@ -120,6 +122,10 @@ class Lengths:
 
     mean_tokens: float
     most_tokens: int
+    mean_square_tokens: float
+    """Of the tokens' squares, which attention grows with."""
+    mean_labelled: float
+    """Tokens with a loss."""
     mean_images: float
     source: str
     """Where these numbers come from."""
@@ -144,19 +150,26 @@ def measure_lengths(cfg: DictConfig) -> Lengths:
         return Lengths(
             mean_tokens=cfg.data.max_length,
             most_tokens=cfg.data.max_length,
+            mean_square_tokens=cfg.data.max_length**2,
+            mean_labelled=cfg.data.max_length,
             mean_images=_MOST_IMAGES,
             source=f"at most (data.max_length, {_MOST_IMAGES} images); not measured: {str(cause).splitlines()[0]}",
         )
     loader = datamodule.train_dataloader()
     dataset: SampleDataset = loader.dataset  # type: ignore[assignment]
     encoded = [
-        dataset.encoder.encode_sample(dataset.samples[draw.subset][draw.index])
+        dataset.encoder.encode_sample(
+            dataset.samples[draw.subset][draw.index], dataset.earlier_weights.get(draw.subset, ())
+        )
         for draws in islice(loader.batch_sampler, _BATCHES)
         for draw in draws
     ]
+    tokens = [len(one.input_ids) for one in encoded]
     return Lengths(
-        mean_tokens=mean(len(one.input_ids) for one in encoded),
-        most_tokens=max(len(one.input_ids) for one in encoded),
+        mean_tokens=mean(tokens),
+        most_tokens=max(tokens),
+        mean_square_tokens=mean(number**2 for number in tokens),
+        mean_labelled=mean(sum(label != IGNORE_INDEX for label in one.labels or ()) for one in encoded),
         mean_images=mean(len(one.images) for one in encoded),
         source=f"measured on the first {len(encoded):,} samples",
     )
@@ -215,29 +228,6 @@ def activation_bytes(config: PretrainedConfig, number_bytes: int) -> int:
     return config.num_hidden_layers * layer + config.vocab_size * (number_bytes + 12)
 
 
-def flops_per_token(language: PreTrainedModel) -> int:
-    """4 N: forward, and backward to the inputs alone; looking up a word costs nothing. Without attention scores."""
-    used = sum(weight.numel() for weight in language.parameters())
-    if not language.config.tie_word_embeddings:  # else the output layer uses them
-        used -= sum(weight.numel() for weight in language.get_input_embeddings().parameters())
-    return 4 * used
-
-
-def flops_per_image(model: SparklesChat) -> int:
-    """2 N for each image token (vision) and query (the others), forward only; 6 N of what is trained."""
-    backbone = model.vision.backbone
-    tokens = {
-        "vision": backbone.patch_embed.num_patches + backbone.num_prefix_tokens,
-        "qformer": model.qformer.num_query_tokens,
-        "projector": model.qformer.num_query_tokens,
-    }
-    return sum(
-        (6 if weight.requires_grad else 2) * weight.numel() * number
-        for name, number in tokens.items()
-        for weight in model.get_submodule(name).parameters()
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What training takes; all but `steps` is of one step."""
@@ -253,12 +243,18 @@ def measure_work(cfg: DictConfig, model: SparklesChat, lengths: Lengths) -> Work
     """What the training of a config takes."""
     samples = cfg.data.batch_size * cfg.trainer.get("accumulate_grad_batches", 1)
     tokens, images = samples * lengths.mean_tokens, samples * lengths.mean_images
+    text = training_flops(
+        model.language,
+        tokens=tokens,
+        square_tokens=samples * lengths.mean_square_tokens,
+        labelled=samples * lengths.mean_labelled,
+    )
     return Work(
         steps=cfg.data.steps * cfg.trainer.max_epochs,
         samples=samples,
         tokens=tokens,
         images=images,
-        flops=tokens * flops_per_token(model.language) + images * flops_per_image(model),
+        flops=text + images * flops_per_image(model),
     )
 
 
@@ -332,7 +328,10 @@ def _table_of_work(cfg: DictConfig, model: SparklesChat, lengths: Lengths) -> Ta
         ),
         "tokens a step": (f"{work.tokens:,.0f}", f"with image slots; {lengths.source}"),
         "images a step": (f"{work.images:,.0f}", ""),
-        "FLOPs a step": (f"{work.flops:.2e}", "4 N a token, as N is frozen; 2 N an image token"),
+        "FLOPs a step": (
+            f"{work.flops:.2e}",
+            "4 N a token, as N is frozen, and attention; 2 N an image token",
+        ),
         "precision": (str(cfg.trainer.precision), f"devices={cfg.trainer.devices}"),
         "mixture": (cfg.data.mix, shares),
     }

@@ -133,7 +133,9 @@ def _measure_endpoint(cfg: DictConfig) -> None:
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     record = OmegaConf.create({key: resolved[key] for key in used})
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(record))
-    write_environment(run_dir, cfg, {})
+    write_environment(
+        run_dir, cfg, getattr(responder, "frozen_hashes", {})
+    )  # of a model whose weights are here
     try:
         evaluate(benchmarks, responder, judge, run_dir, asking=asking)
     except IncompleteError:

@@ -11,6 +11,7 @@ Inference text:  <system>###Human: <question>###Assistant:
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sparkles.types import Image, InputError, Message
 
@@ -21,6 +22,7 @@ SYSTEM_MESSAGE = (
     "You will be able to see the image once I provide it to you. Please answer my questions."
 )
 _REFERENCE = re.compile(rf"IMAGE#(\w+){re.escape(IMAGE_TAG)}")
+_LAST_MENTION = re.compile(r"IMAGE#(\w+)$")
 _SHOWN = re.compile(rf"(?:IMAGE#\w+)?{re.escape(IMAGE_TAG)}")
 
 
@@ -45,6 +47,16 @@ def referenced_ids(content: str) -> list[str]:
     ['7', '12']
     """
     return _REFERENCE.findall(content)
+
+
+def trailing_id(text: str) -> str:
+    """Id of the mention at the end of a text, behind which a tag shows the image; "" if there is none.
+
+    >>> trailing_id("Compare IMAGE#7"), trailing_id("Compare it with ")
+    ('7', '')
+    """
+    found = _LAST_MENTION.search(text)
+    return found[1] if found else ""
 
 
 def strip_tags(text: str) -> str:
@@ -148,17 +160,10 @@ class PromptFormat:
         ['a?', 'b.', 'c?']
         """
         check_tags(text, images, "prompt")
-        question_part = (
-            f"{re.escape(self.user_prefix)}(.*?){re.escape(self.user_suffix + self.assistant_prefix)}"
-        )
-        answered = f"(.+?){re.escape(self.answer_suffix)}(?={re.escape(self.user_prefix)})"
-        turn = re.compile(
-            f"{question_part}(?:(?:{re.escape(self.answer_prefix)})?(?:{answered}|$))", re.DOTALL
-        )
         messages: list[Message] = []
         position, remaining = 0, list(images)
         while position < len(text):
-            match = turn.match(text, position)
+            match = self._turn.match(text, position)
             if match is None:
                 raise PromptFormatError(
                     f"not in the prompt format {self.name!r} at character {position}: "
@@ -176,6 +181,17 @@ class PromptFormat:
         if not messages or messages[-1].role != "user":
             raise PromptFormatError(f"a prompt ends with a user message, got {text[-60:]!r}")
         return tuple(messages)
+
+    @cached_property
+    def _turn(self) -> re.Pattern[str]:
+        """A question, and its answer unless the text ends before it."""
+        question_part = (
+            f"{re.escape(self.user_prefix)}(.*?){re.escape(self.user_suffix + self.assistant_prefix)}"
+        )
+        answered = f"(.+?){re.escape(self.answer_suffix)}(?={re.escape(self.user_prefix)})"
+        return re.compile(
+            f"{question_part}(?:(?:{re.escape(self.answer_prefix)})?(?:{answered}|$))", re.DOTALL
+        )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

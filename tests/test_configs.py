@@ -34,7 +34,7 @@ NEEDED = {
 """What an option leaves for the user to say."""
 WHERE = {"data/subset": "data/subset@data.subsets", "llm_client": "llm_client@judge.client"}
 """How an option of a group is chosen that stands under another name in the config."""
-COMPOSED_BY = {"gen": "gen"}
+COMPOSED_BY = {"gen": "gen", "serving": "api"}
 """Which command has a group, where that is not `eval`."""
 PARTS = {"gen/base.yaml"}
 """What others build on; no option by itself."""

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "eval": SHARED | {"data", "pages"},
     "dry_run": SHARED | {"models", "data"},
     "launch": SHARED | {"models", "data", "eval", "dry_run"},
-    "serve": SHARED | {"models", "data", "gen", "eval"},
+    "serve": SHARED | {"models", "data", "gen", "pages", "eval"},
     "nano": SHARED | {"models", "data", "gen", "eval"},
     "tables": SHARED | {"data", "gen", "pages", "eval", "dry_run", "launch"},
 }

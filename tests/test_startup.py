@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-HEAVY = {"lightning", "pandas", "scipy", "sklearn", "timm", "torch", "torchvision", "transformers"}
+HEAVY = {"gradio", "lightning", "pandas", "scipy", "sklearn", "timm", "torch", "torchvision", "transformers"}
 PROGRAM = """
 import runpy, sys
 target, sys.argv = sys.argv[1], sys.argv[1:]
@@ -27,6 +27,7 @@ COMMANDS = [
     "sparkles.models.checkpoints --help",
     "sparkles.nano --help",
     "sparkles.serve --help",
+    "sparkles.serve chat --help",
     "sparkles.serve tui --help",
     "sparkles.tables --help",
 ]

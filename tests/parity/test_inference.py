@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoder, EncodingError, Tokenizer
 from sparkles.data.images import ImageTransform, load_image
-from sparkles.eval.responders import ModelResponder, StopStrings
+from sparkles.eval.choosing import StopStrings
+from sparkles.eval.responders import ModelResponder
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.prompt_format import IMAGE_PLACEHOLDER, IMAGE_TAG, MINIGPT4, PromptFormatError
 from sparkles.types import IMAGE_TOKEN_ID, Image, Message, Prompt
