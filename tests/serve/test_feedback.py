@@ -67,7 +67,7 @@ def test_training_draws_from_it_as_from_any_subset(
                 "data/subset@data.subsets=[feedback]",
                 f"+feedback={feedback.folder}",
                 "data.prepare=null",
-                "data.val_subsets={}",
+                "~data.val_subsets",
                 "data.feature_cache=null",
                 "data.batch_size=2",
             ],

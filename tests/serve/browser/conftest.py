@@ -105,8 +105,9 @@ def address(recording: RecordingEngine, pictures: list[Path], kept: Path) -> Ite
         yield f"http://127.0.0.1:{server.port}/"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Not for the session: playwright keeps an event loop running in this thread, and other tests run their own."""
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install playwright"
     )
@@ -117,7 +118,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def context(browser: Any) -> Any:
     """What pages share, so that each need not load gradio again: nothing that tells visitors from each other."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
