@@ -158,9 +158,9 @@ def measure(
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("eval", [f"data_root={data_root}", f"benchmark.num={num}"])
     benchmarks: list[Benchmark] = list(instantiate(cfg.benchmark.suite, _convert_="all").values())
-    suite = [[(item, benchmark.scorer) for item in benchmark.items()] for benchmark in benchmarks]
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("measuring"):
-        compared = ways(cfg, Path(folder))
+        compared = ways(cfg, Path(folder))  # before the items, which it draws if they are not there
+        suite = [[(item, benchmark.scorer) for item in benchmark.items()] for benchmark in benchmarks]
         seconds: dict[str, list[float]] = {name: [] for name in compared}
         said: dict[str, list[str]] = {}
         for repeat in range(repeats + 1):
