@@ -1,6 +1,6 @@
 """Answers of different lengths, each in the place of one that has ended, are those that are given alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.evaluation import InBatches
 from sparkles.data.encoding import Encoder
 from sparkles.eval.courses import Course, in_rounds
 from sparkles.eval.refilling import heeds
@@ -18,20 +19,6 @@ from sparkles.prompt_format import MINIGPT4, image_reference
 from sparkles.types import Image, InputError, Message, Prompt
 
 MakeResponder = Callable[..., ModelResponder]
-
-
-class InBatches(nn.Module):
-    """SparklesChat, with no other way to answer than a batch by transformers' `generate`."""
-
-    def __init__(self, chat: SparklesChat) -> None:
-        super().__init__()
-        self.chat = chat
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        return self.chat.encode_images(pixel_values)
-
-    def generate(self, batch: Mapping[str, Tensor], **generation: Any) -> Tensor:
-        return self.chat.generate(batch, **generation)
 
 
 def ask(text: str, *paths: Path, **about: Any) -> Prompt:
