@@ -60,5 +60,6 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     a, b, c = _NEWTON_SCHULZ
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a)
     return x.mT if transposed else x

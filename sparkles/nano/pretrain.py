@@ -35,9 +35,9 @@ from sparkles.models.language import load_language_model
 from sparkles.nano.corpus import random_conversation
 from sparkles.nano.pretrain_language import (
     ConversationStream,
+    LanguageLoss,
     build_language_model,
     build_optimizers,
-    language_loss,
     target_weights,
 )
 from sparkles.nano.pretrain_vision import (
@@ -111,7 +111,12 @@ def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
     texts = [message.content for _ in range(8000) for message in random_conversation(rng).messages]
     tokenizer = build_tokenizer([SYSTEM_MESSAGE, *texts])
     model = build_language_model(len(tokenizer))
-    weights = target_weights(tokenizer)
+    loss_of = LanguageLoss(
+        model,
+        target_weights(tokenizer),
+        jitter=cfg.language.jitter,
+        compile_backend=_working(cfg.language.compile_backend),
+    )
     for number, part in enumerate(cfg.language.rounds, start=1):
         stream = ConversationStream(
             tokenizer,
@@ -127,7 +132,7 @@ def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
             model,
             build_optimizers(model, part.lr),
             _drawn_ahead(stream),
-            lambda batch: language_loss(model, batch, weights, jitter=cfg.language.jitter),
+            loss_of,
             steps=part.steps,
             constant_until=0.45,
             checkpoint=work / f"language{number}.pt",
@@ -216,6 +221,23 @@ def _train(
                 }
                 torch.save(state, checkpoint.with_suffix(".new"))
                 checkpoint.with_suffix(".new").replace(checkpoint)
+
+
+def _working(compile_backend: str | None) -> str | None:
+    """The backend, unless this machine lacks what it needs: a C++ compiler and Python's headers, for instance."""
+    if compile_backend is None:
+        return None
+    try:
+        torch.compile(torch.square, backend=compile_backend)(torch.ones(2))
+    except Exception as error:  # torch wraps what the compiler says in exceptions of many kinds
+        console.print(
+            f"language.compile_backend={compile_backend} does not work here ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}); going on without, which takes a quarter longer",
+            style="yellow",
+            markup=False,
+        )
+        return None
+    return compile_backend
 
 
 def _drawn_ahead(stream: IterableDataset[Any]) -> DataLoader[Any]:

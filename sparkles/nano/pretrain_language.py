@@ -68,14 +68,14 @@ def encode_conversation(
 ) -> TextSequence:
     """All turns in one sequence, with loss on every answer and on the separator behind it."""
     text = MINIGPT4.system_message if system else ""
-    answers: list[tuple[int, int]] = []  # spans of characters with loss
+    learned = bytearray()  # 1 for each character with loss
     for message in conversation.messages:
         if message.role == "user":
             text += MINIGPT4.user_prefix + message.content + MINIGPT4.assistant_prefix
         else:
-            start = len(text)
-            text += MINIGPT4.answer_prefix + message.content
-            answers.append((start, len(text) + len(MINIGPT4.end_of_answer)))
+            answer = MINIGPT4.answer_prefix + message.content
+            learned += bytes(len(text) - len(learned)) + b"\1" * len(answer + MINIGPT4.end_of_answer)
+            text += answer
     text += MINIGPT4.end_of_answer
 
     input_ids, labels = [tokenizer.bos_token_id], [IGNORE_INDEX]
@@ -90,10 +90,11 @@ def encode_conversation(
             labels += [IGNORE_INDEX] * SLOTS_PER_IMAGE
             position += len(IMAGE_PLACEHOLDER)
         origin = position + len(segment) - len(segment.lstrip(" "))
-        for token, (begin, end) in zip(ids, offsets, strict=True):
-            learned = any(first <= origin + begin and origin + end <= last for first, last in answers)
-            input_ids.append(token)
-            labels.append(token if learned else IGNORE_INDEX)
+        input_ids += ids
+        labels += [
+            IGNORE_INDEX if 0 in learned[origin + begin : origin + end] else token
+            for token, (begin, end) in zip(ids, offsets, strict=True)
+        ]
         position += len(segment)
     slots = [word_ids(words, tokenizer) for scene in conversation.scenes for words in slot_words(scene)]
     return TextSequence(input_ids, labels, slots)
@@ -213,17 +214,61 @@ def target_weights(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     return weights
 
 
-def language_loss(
-    model: LlamaForCausalLM, batch: dict[str, torch.Tensor], weights: torch.Tensor, *, jitter: float
-) -> torch.Tensor:
-    """Weighted mean cross entropy at the labelled positions. No attention mask: padding is behind everything."""
-    embeds = embed_with_words(batch, model.get_input_embeddings(), jitter=jitter)
-    hidden = model.model(inputs_embeds=embeds).last_hidden_state
-    targets = batch["labels"][:, 1:]
-    learned = targets != IGNORE_INDEX
-    targets = targets[learned]
-    losses = F.cross_entropy(model.lm_head(hidden[:, :-1][learned]), targets, reduction="none")
-    return (losses * weights[targets]).sum() / weights[targets].sum()
+class LanguageLoss:
+    """Weighted mean cross entropy at the labelled positions. No attention mask: padding is behind everything.
+
+    Behind the last attention, only these positions go on.
+
+    Args:
+        weights: float[V], see `target_weights`.
+        compile_backend: of `torch.compile`, which makes one set of kernels for batches of all shapes; None for none.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        weights: torch.Tensor,
+        *,
+        jitter: float,
+        compile_backend: str | None = None,
+    ) -> None:
+        self.model = model
+        self.weights = weights
+        self.jitter = jitter
+        self._attended, self._loss = self._attend, self._read_out
+        if compile_backend is not None:
+            self._attended, self._loss = (
+                torch.compile(part, backend=compile_backend, dynamic=True)
+                for part in (self._attend, self._read_out)
+            )
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        embeds = embed_with_words(batch, self.model.get_input_embeddings(), jitter=self.jitter)
+        targets = batch["labels"][:, 1:]
+        learned = targets != IGNORE_INDEX
+        loss: torch.Tensor = self._loss(self._attended(embeds)[:, :-1][learned], targets[learned])
+        return loss
+
+    def _attend(self, embeds: torch.Tensor) -> torch.Tensor:
+        """float[B, T, D] -> float[B, T, D], of which the last layer's feed-forward part is yet to come."""
+        decoder = self.model.model
+        rotary = decoder.rotary_emb(embeds, position_ids=torch.arange(embeds.shape[1])[None])
+        hidden = embeds
+        for layer in decoder.layers[:-1]:
+            hidden = layer(hidden, position_embeddings=rotary)
+        last = decoder.layers[-1]
+        attended, _ = last.self_attn(
+            last.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None
+        )
+        return hidden + attended  # type: ignore[no-any-return]
+
+    def _read_out(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """float[N, D] of the labelled positions, int64[N] -> float[]"""
+        last = self.model.model.layers[-1]
+        hidden = hidden + last.mlp(last.post_attention_layernorm(hidden))
+        logits = self.model.lm_head(self.model.model.norm(hidden))
+        weights = self.weights[targets]
+        return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
 
 
 def build_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:

@@ -14,12 +14,12 @@ from sparkles.nano.pretrain_language import (
     SLOTS_PER_IMAGE,
     VERDICT_WORDS,
     ConversationStream,
+    LanguageLoss,
     TextSequence,
     build_language_model,
     build_optimizers,
     embed_with_words,
     encode_conversation,
-    language_loss,
     pad_text_batch,
     target_weights,
     word_ids,
@@ -162,8 +162,30 @@ def test_the_loss_is_the_weighted_mean_over_all_answers_whatever_the_padding(
                 if label != IGNORE_INDEX:
                     total -= weights[label] * logits[position].log_softmax(0)[label]
                     total_weight += weights[label]
-        loss = language_loss(model, batch_of(*sequences), weights, jitter=0.0)
+        loss = LanguageLoss(model, weights, jitter=0.0)(batch_of(*sequences))
     assert loss.item() == pytest.approx(float(total / total_weight), rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiling_changes_neither_loss_nor_gradients(
+    backend: str,
+    model: LlamaForCausalLM,
+    nano_tokenizer: PreTrainedTokenizerBase,
+    sequences: list[TextSequence],
+) -> None:
+    weights = target_weights(nano_tokenizer)
+    parameters = list(model.parameters())
+
+    def loss_and_gradients(loss_of: LanguageLoss, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        loss = loss_of(batch)
+        return [loss, *torch.autograd.grad(loss, parameters)]
+
+    plain = LanguageLoss(model, weights, jitter=0.0)
+    compiled = LanguageLoss(model, weights, jitter=0.0, compile_backend=backend)
+    for chosen in (sequences, sequences[:2]):
+        batch = batch_of(*chosen)
+        expected, found = (loss_and_gradients(loss_of, batch) for loss_of in (plain, compiled))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_verdicts_weigh_most_and_facts_more_than_other_words(nano_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -181,9 +203,10 @@ def test_a_few_steps_on_one_batch_lower_its_loss(
     model = build_language_model(len(nano_tokenizer))
     weights, batch = target_weights(nano_tokenizer), batch_of(*sequences)
     optimizers = build_optimizers(model, lr=3e-3)
+    loss_of = LanguageLoss(model, weights, jitter=0.1)
     losses = []
     for _ in range(12):
-        loss = language_loss(model, batch, weights, jitter=0.1)
+        loss = loss_of(batch)
         model.zero_grad()
         loss.backward()
         for optimizer in optimizers:
