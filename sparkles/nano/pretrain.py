@@ -9,6 +9,7 @@ Weights are rounded to half precision before stage 1, so what is measured is wha
 """
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -94,7 +95,7 @@ def pretrain_vision(cfg: DictConfig, out: Path, work: Path) -> None:
         "vision",
         parts,
         [optimizer],
-        _drawn_ahead(SceneStream(cfg.seed, cfg.vision.batch_size)),
+        _batches(SceneStream(cfg.seed, cfg.vision.batch_size), cfg.threads),
         loss_of,
         steps=cfg.vision.steps,
         constant_until=0.6,
@@ -131,7 +132,7 @@ def pretrain_language(cfg: DictConfig, out: Path, work: Path) -> None:
             f"language, round {number}",
             model,
             build_optimizers(model, part.lr),
-            _drawn_ahead(stream),
+            _batches(stream, cfg.threads),
             loss_of,
             steps=part.steps,
             constant_until=0.45,
@@ -240,9 +241,11 @@ def _working(compile_backend: str | None) -> str | None:
     return compile_backend
 
 
-def _drawn_ahead(stream: IterableDataset[Any]) -> DataLoader[Any]:
-    """Its batches, made by another process while the model learns."""
-    return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64)
+def _batches(stream: IterableDataset[Any], threads: int) -> DataLoader[Any]:
+    """Its batches; made by another process while the model learns, if its threads leave a core for that."""
+    if (os.cpu_count() or 1) > threads:
+        return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64)
+    return DataLoader(stream, batch_size=None)
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

@@ -110,7 +110,7 @@ def word_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[i
 class ConversationStream(IterableDataset[dict[str, torch.Tensor]]):
     """Endless batches of conversations of similar length, each about `tokens_per_batch` tokens with padding.
 
-    Deterministic by seed; meant for one loader worker, which makes them while the model learns.
+    Deterministic by seed; meant for at most one loader worker.
 
     Args:
         dialogues: share of two-turn dialogues; the rest are questions about pairs of images.

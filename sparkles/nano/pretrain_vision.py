@@ -70,7 +70,7 @@ def scene_targets(scene: Scene) -> np.ndarray:
 class SceneStream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
     """Endless batches of training scenes: pixel_values float[B, 3, S, S], targets int64[B, Q, attributes].
 
-    Deterministic by seed; meant for one loader worker, which draws them while the model learns.
+    Deterministic by seed; meant for at most one loader worker.
     """
 
     def __init__(self, seed: int, batch_size: int) -> None:

@@ -61,7 +61,7 @@ def chat(cfg: DictConfig) -> None:
     examples = read_examples(cfg.examples) if cfg.examples else []
     engine = _engine(cfg)
     page = build_page(
-        Chat(engine, limits=instantiate(cfg.limits)),
+        Chat(engine, limits=instantiate(cfg.limits), moderation=instantiate(cfg.moderation)),
         name=cfg.name,
         defaults=instantiate(cfg.sampling),
         visitors=instantiate(cfg.visitors),

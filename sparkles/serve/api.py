@@ -17,8 +17,9 @@ from sparkles.serve.engine import Engine, EngineError, LateError, Piece, Questio
 from sparkles.serve.errors import ApiError
 from sparkles.serve.gate import Gate
 from sparkles.serve.limits import Limits
+from sparkles.serve.moderation import Moderation, moderated
 from sparkles.serve.protocol import ChatRequest
-from sparkles.serve.reading import Moderation, RequestReader
+from sparkles.serve.reading import RequestReader
 from sparkles.serve.replies import Reply, merged
 
 T = TypeVar("T")
@@ -125,13 +126,7 @@ class ChatService:
         """Each choice whole, and without its text if it must not pass."""
         async with aclosing(self._engine.answer(replace(question, in_pieces=False))) as pieces:
             answers = merged([piece async for piece in pieces])
-        if self._moderation is None:
-            return answers
-        reasons = [await asyncio.to_thread(self._moderation, answer.text, []) for answer in answers]
-        return [
-            replace(answer, text="", scores=[], finish_reason="content_filter") if reason else answer
-            for answer, reason in zip(answers, reasons, strict=True)
-        ]
+        return [await moderated(answer, self._moderation) for answer in answers]
 
     def _description(self) -> dict[str, Any]:
         return Model(id=self._name, object="model", created=0, owned_by="sparkles").to_dict()

@@ -34,6 +34,7 @@ from sparkles.serve.engine import (
     Sampling,
 )
 from sparkles.serve.limits import Limits
+from sparkles.serve.moderation import Moderation, moderated
 from sparkles.serve.pictures import decode, read_data_url
 from sparkles.serve.prompts import Said, to_messages, without_placeholders
 from sparkles.serve.reading import CHARACTERS_PER_TOKEN
@@ -180,11 +181,18 @@ class Conversation:
 
 
 class Chat:
-    """Asks one engine on behalf of all conversations, within limits."""
+    """Asks one engine on behalf of all conversations, within limits.
 
-    def __init__(self, engine: Engine, *, limits: Limits | None = None) -> None:
+    Args:
+        moderation: reads what the model would see, and what it answers. Answers are then shown when they are complete.
+    """
+
+    def __init__(
+        self, engine: Engine, *, limits: Limits | None = None, moderation: Moderation | None = None
+    ) -> None:
         self.engine = engine
         self.limits = limits or Limits()
+        self.moderation = moderation
 
     async def ask(
         self, conversation: Conversation, parts: Sequence[Part], sampling: Sampling
@@ -235,7 +243,8 @@ class Chat:
             question, conversation.forgotten = await asyncio.to_thread(self._encode, conversation)
             with self.engine.place():
                 async with aclosing(_until(stopped, self.engine.answer(question))) as pieces:
-                    async for piece in pieces:
+                    async for written in pieces:
+                        piece = await moderated(written, self.moderation)
                         turn.answer += piece.text
                         turn.ending = piece.finish_reason or ""
                         yield turn
@@ -307,14 +316,19 @@ class Chat:
         except EncodingError as error:
             raise self._too_long() from error
         uploads = conversation.uploads
-        seen = (uploads[str(image.image_id)].content for image in encoded.images)
+        pictures = [
+            decode(uploads[str(image.image_id)].content, max_pixels=self.limits.image_pixels)
+            for image in encoded.images
+        ]
+        if self.moderation is not None:
+            asked = "\n".join(message.content for message in messages)
+            if reason := self.moderation(asked, pictures):
+                raise ChatError(reason)
         question = Question(
             encoded=encoded,
-            pixel_values=[
-                self.engine.transform(decode(content, max_pixels=self.limits.image_pixels))
-                for content in seen
-            ],
+            pixel_values=[self.engine.transform(picture) for picture in pictures],
             sampling=conversation.turns[-1].sampling,
+            in_pieces=self.moderation is None,
         )
         dropped = encoded.dropped_turns + (len(prompt.messages) - len(messages)) // 2
         answered = [index for index, turn in enumerate(conversation.turns, start=1) if turn.answer]

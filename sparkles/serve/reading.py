@@ -4,7 +4,7 @@ import asyncio
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import PIL.Image
 
@@ -12,6 +12,7 @@ from sparkles.data.encoding import Encoded
 from sparkles.serve.engine import Engine, Question, Sampling
 from sparkles.serve.errors import ApiError
 from sparkles.serve.limits import Limits
+from sparkles.serve.moderation import Moderation
 from sparkles.serve.pictures import PictureError, PublicWeb, decode, read_data_url
 from sparkles.serve.prompts import ConversationError, Said, to_messages, without_placeholders
 from sparkles.serve.protocol import ChatRequest, ImagePart
@@ -19,14 +20,6 @@ from sparkles.types import Message, Prompt
 
 CHARACTERS_PER_TOKEN = 64
 """No text of any length has so many on average; what is longer need not be split into tokens to be refused."""
-
-
-class Moderation(Protocol):
-    """Judges what users ask, and what the model answers before they see it."""
-
-    def __call__(self, text: str, pictures: Sequence[PIL.Image.Image]) -> str:
-        """Why this must not pass; "" if it may. Called from several threads, without pictures for an answer."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import copy
 import io
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import pairwise
@@ -96,6 +96,44 @@ def table(engine: Engine, nano: Nano, monkeypatch: pytest.MonkeyPatch) -> Table:
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparkles.serve.engine.AnswerText", EndlessText)
+
+
+# --- moderation
+
+
+def test_a_question_that_must_not_pass_is_not_asked(table: Table, scenes: Scenes) -> None:
+    judged: list[tuple[str, int]] = []
+
+    def moderation(text: str, pictures: Sequence[PIL.Image.Image]) -> str:
+        judged.append((text, len(pictures)))
+        return "no stars, please" if "star" in text else ""
+
+    table.chat.moderation = moderation
+    table.ask("Describe {}.", *scenes(1))
+    with pytest.raises(ChatError, match="no stars, please"):
+        table.ask("Is there a star in {}?", *scenes(1))
+    assert len(table.conversation.turns) == len(table.asked) == 1
+    asked = [(text, number) for text, number in judged if number]
+    assert [number for _, number in asked] == [1, 2], "with the pictures of earlier turns"
+    assert "Describe" in asked[1][0], "as the model would see it"
+
+
+def test_an_answer_that_must_not_pass_is_not_shown_not_even_its_beginning(engine: Engine) -> None:
+    async def listen() -> list[tuple[str, str]]:
+        chat = Chat(engine, moderation=lambda text, pictures: "" if "Hi" in text else "unfit")
+        return [(turn.answer, turn.ending) async for turn in chat.ask(conversation, parts("Hi"), GREEDY)]
+
+    conversation = Conversation()
+    assert asyncio.run(listen()) == [("", ""), ("", "content_filter")]
+    assert not conversation.answering
+
+
+def test_an_answer_that_may_pass_is_shown_whole(engine: Engine, table: Table) -> None:
+    async def listen() -> list[str]:
+        chat = Chat(engine, moderation=lambda text, pictures: "")
+        return [turn.answer async for turn in chat.ask(Conversation(), parts("Hi"), GREEDY)]
+
+    assert asyncio.run(listen()) == ["", table.ask("Hi").answer]
 
 
 # --- asking

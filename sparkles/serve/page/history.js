@@ -42,7 +42,11 @@ function speech(parts) {
   });
 }
 
-const ENDINGS = { stopped: "Stopped.", length: "Cut off: the limit of its length or time was reached." };
+const ENDINGS = {
+  stopped: "Stopped.",
+  length: "Cut off: the limit of its length or time was reached.",
+  content_filter: "This answer must not be shown here.",
+};
 const VERDICTS = {
   good: ["Good", "Good answer"],
   bad: ["Bad", "Bad answer"],
