@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from sparkles.data.collate import pad_batch
-from sparkles.eval.refilling import Answer, Desk
+from sparkles.eval.refilling import Answer, Desk, bytes_of_a_token
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.types import IMAGE_TOKEN_ID
 
@@ -174,11 +174,9 @@ def least_seconds(language: PreTrainedModel, benchmarks: Benchmarks, bandwidth: 
     Args:
         bandwidth: bytes a second.
     """
-    config, itemsize = language.config, language.dtype.itemsize
-    of_a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
     items = [item for items in benchmarks for item in items]
     steps = max(sum(question.length for question in item) for item in items)
     asked = [question for item in items for question in item]
     seen = sum(one.length * (len(one.prompt.input_ids) + one.length / 2) for one in asked)
     weights = sum(weight.nbytes for weight in language.parameters())
-    return (steps * weights + seen * of_a_token) / bandwidth / len(asked)
+    return (steps * weights + seen * bytes_of_a_token(language)) / bandwidth / len(asked)

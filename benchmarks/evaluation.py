@@ -37,7 +37,7 @@ from sparkles.launch import build_module
 from sparkles.models.decoding import RunningBatch
 from sparkles.models.sparkles_chat import SparklesChat
 
-BATCH_SIZE = 100
+BATCH_SIZE = 256
 KINDS = {
     "attention": ("scaled_dot_product",),
     "matrix_products": ("mm", "convolution"),
@@ -85,8 +85,11 @@ class Way:
         responder = self.responder()
         said = []
         for items in [list(chain(*suite))] if self.together else suite:
-            courses = [ask(item, scorer) for item, scorer in items]
-            asked: dict[int, Asked] = dict(follow(courses, responder, at_once=len(courses)))
+            # As `sparkles.eval.run` has them: what takes longest begins first.
+            order = sorted(range(len(items)), key=lambda index: -len(items[index][0].questions))
+            courses = [ask(*items[index]) for index in order]
+            followed = follow(courses, responder, at_once=len(courses))
+            asked: dict[int, Asked] = {order[place]: one for place, one in followed}
             said += [one["response"] for index in range(len(courses)) for one in asked[index].tries]
         return said
 

@@ -250,6 +250,19 @@ class Desk:
             self.most_rows = min(2 * self.most_rows, self._may_grow_to)
 
 
+def bytes_of_a_token(language: PreTrainedModel) -> int:
+    """Of the keys and values that attention keeps of each token.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> bytes_of_a_token(GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10)))
+    128
+    """
+    config = language.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * language.dtype.itemsize)
+
+
 def heeds(language: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
     """Whether a `Desk` chooses tokens as transformers' `generate` would with these settings."""
     said = _settings(language, generation).to_diff_dict() | dict(generation)

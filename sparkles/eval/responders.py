@@ -27,7 +27,7 @@ from sparkles.eval.choosing import WARPERS, SeededNoise, StopStrings, warpers
 from sparkles.eval.courses import Course, Ended, go_on, in_rounds, once
 from sparkles.eval.image_features import ImageFeatures
 from sparkles.eval.likelihood import ChatModel, contest, ending_log_probs
-from sparkles.eval.refilling import Answer, Desk, Refillable, heeds
+from sparkles.eval.refilling import Answer, Desk, Refillable, bytes_of_a_token, heeds
 from sparkles.types import IMAGE_TOKEN_ID, InputError, Prompt, Response
 
 T = TypeVar("T")
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 FIRST_BATCH_SIZE, LARGEST_BATCH_SIZE = 100, 800
 """What `auto` begins with, and where it ends on a device that says when its memory is full."""
+_MOST_ON_CPU, _BYTES_ON_CPU, _TOKENS = 256, 2**31, 1_024
+"""A CPU does not say so: as many prompts of so many tokens as these bytes hold keys and values of."""
 _READ_AHEAD = 4
 """Batches of prompts that are split into tokens before they are due."""
 
@@ -54,7 +56,7 @@ class ModelResponder:
             to sample it may have temperature, top_k, top_p and min_p.
         features: what frozen parts have made of pictures, which then are not encoded again; see `ImageFeatures`.
         batch_size: prompts at a time, half as many for as long as the device's memory does not suffice. `auto` finds
-            out on a CUDA device how many fit.
+            out on a CUDA device how many fit, and takes on a CPU what 2 GiB hold of a model of this size.
         original_answer_text: take the answer out of what was generated as the original does: the end token is
             spelled in it, and all up to the last `Assistant:` that the model repeats is left out.
         seed: of sampled answers.
@@ -84,7 +86,7 @@ class ModelResponder:
         self.encoder = encoder
         self.transform = transform
         self._images = ImageFeatures(model, transform, features)
-        self.batch_size = FIRST_BATCH_SIZE if batch_size == "auto" else batch_size
+        self.batch_size = self._first_batch_size() if batch_size == "auto" else batch_size
         may_grow = batch_size == "auto" and self._device.type == "cuda"
         self._largest = LARGEST_BATCH_SIZE if may_grow else self.batch_size
         self.original_answer_text = original_answer_text
@@ -159,6 +161,12 @@ class ModelResponder:
 
     def _begin(self, to_begin: Iterator[int]) -> list[tuple[int, Answer | None, Response | None]]:
         return [(index, None, None) for index in islice(to_begin, _READ_AHEAD * self.batch_size)]
+
+    def _first_batch_size(self) -> int:
+        if self._device.type == "cuda" or not isinstance(self.model, Refillable):
+            return FIRST_BATCH_SIZE
+        fit = _BYTES_ON_CPU // (_TOKENS * bytes_of_a_token(self.model.language))
+        return min(max(1, fit), _MOST_ON_CPU)
 
     @cached_property
     def _desk(self) -> Desk | None:

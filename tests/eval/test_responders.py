@@ -258,6 +258,18 @@ def test_generation_stops_at_the_stop_string_of_each_row(
     assert not all(response.truncated for response in cut)
 
 
+@pytest.mark.parametrize(("gigabytes", "expected"), [(8, 256), (0.001, 16), (0, 1)])
+def test_auto_takes_on_a_cpu_what_some_memory_holds(
+    make_responder: Callable[..., ModelResponder],
+    monkeypatch: pytest.MonkeyPatch,
+    gigabytes: float,
+    expected: int,
+) -> None:
+    monkeypatch.setattr(responders, "_BYTES_ON_CPU", int(gigabytes * 2**30))
+    monkeypatch.setattr(responders, "bytes_of_a_token", lambda language: 64)
+    assert make_responder().batch_size == expected
+
+
 @pytest.mark.parametrize(
     ("said", "text", "truncated"),
     [

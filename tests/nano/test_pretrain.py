@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from sparkles.nano import pretrain
 from sparkles.nano.muon import BatchedMuon
@@ -97,3 +97,39 @@ def test_the_gate_lets_weights_pass_that_know_every_kind(gate: Callable[[dict[st
 def test_the_gate_names_the_kinds_that_are_not_known(gate: Callable[[dict[str, float]], Path]) -> None:
     with pytest.raises(GateError, match=r"shape, relation; train longer \(language.rounds\)"):
         gate({"color": 97.0, "shape": 96.9, "relation": 58.0})
+
+
+# --- what the machine has
+
+
+class _Numbers(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        yield from range(5)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(2, 0), (3, 1)])
+def test_batches_are_made_by_another_process_only_on_a_core_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    batches = pretrain._batches(_Numbers(), threads=2)
+    assert batches.num_workers == workers
+    assert [*batches] == [*range(5)]
+
+
+def test_without_a_compiler_weights_are_made_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain._working(None) is None
+    assert pretrain._working("eager") == "eager"
+
+    def compile(function: object, backend: str) -> object:
+        raise RuntimeError("no C++ compiler\n(many lines)")
+
+    monkeypatch.setattr("torch.compile", compile)
+    assert pretrain._working("inductor") is None
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "language.compile_backend=inductor does not work here (RuntimeError: no C++ compiler); going on"
+        in said
+    )

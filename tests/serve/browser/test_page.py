@@ -336,3 +336,28 @@ def test_a_phone_shows_all_of_it(chat: "ChatPage", pictures: list[Path], scheme:
         assert box is not None
         assert 0 <= box["x"] <= 390 - box["width"]
         assert box["height"] >= 30
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_nothing_to_object_to(
+    chat: "ChatPage", pictures: list[Path], width: int, scheme: Any
+) -> None:
+    """Labels, roles, contrast: what a program can find of what keeps people out."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    def objections() -> list[str]:
+        found = Axe().run(chat.page).response["violations"]
+        return [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
+
+    chat.page.emulate_media(color_scheme=scheme)
+    chat.page.set_viewport_size({"width": width, "height": 900})
+    chat.page.reload()
+    chat.expect(chat.editor).to_be_visible()
+    assert objections() == [], "of the welcome"
+    chat.ask("Compare ", pictures[0], " with ", pictures[1], ".")
+    chat.write("And ", pictures[2], "?")
+    if width > 800:  # else the sidebar covers the page
+        for name in ("Settings", "Save this conversation"):
+            chat.unfold(name)
+    assert objections() == [], "of a conversation"
