@@ -114,10 +114,13 @@ def _secret(host: str, given: str | None, variable: str) -> str | None:
 
 def _engine(cfg: DictConfig) -> "Engine":
     """What computes the answers, for the model of `cfg`."""
+    import torch
     from hydra.utils import instantiate
 
     from sparkles.launch import build_module
 
+    if threads := cfg.threads or ("OMP_NUM_THREADS" not in os.environ and max(1, (os.cpu_count() or 1) // 2)):
+        torch.set_num_threads(threads)
     datamodule = instantiate(cfg.data, _convert_="all")
     engine: Engine = instantiate(cfg.engine)(
         model=build_module(cfg).model, encoder=datamodule.encoder, transform=datamodule.eval_transform

@@ -4,8 +4,9 @@
     async for piece in engine.answer(question):
         print(piece.text, end="")
 
-One thread computes; whoever asks does so from an event loop, of which there may be several. Up to the rounding of sums,
-an answer does not depend on what else is in the batch: each draws from a generator of its own.
+One thread encodes pictures, another computes answers; whoever asks does so from an event loop, of which there may be
+several. Up to the rounding of sums, an answer does not depend on what else is in the batch: each draws from a generator
+of its own.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
-from threading import BoundedSemaphore, Thread
+from threading import BoundedSemaphore, Lock, Thread
 from typing import Any, Literal
 
 import torch
@@ -126,6 +127,8 @@ class _Exchange:
     """Of the prompt, as `RunningBatch` has it."""
     pictures: dict[int, Tensor]
     """Their pixels, by the numbers that they have there."""
+    features: dict[int, Tensor] | None = None
+    """Likewise, once the pictures have been looked at."""
     arrived: float = field(default_factory=time.monotonic)
     news: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     gone: bool = False
@@ -248,17 +251,28 @@ class Engine:
         self.max_batch_size = max_batch_size
         self.seconds = seconds
         self._places = BoundedSemaphore(max_batch_size + max_waiting)
+        self._door = Lock()
+        self._closed = False
+        self._to_look_at: queue.SimpleQueue[_Exchange | None] = queue.SimpleQueue()
         self._arrivals: queue.SimpleQueue[_Exchange | None] = queue.SimpleQueue()
         self._waiting: deque[_Exchange] = deque()
         self._closing = False
         self._rows: list[_Row] = []
         self._pictures = SeenPictures(model, most=_PICTURES_KEPT)
-        self._batch = model.running_batch(self._pictures.features, remembered_bytes=remembered_bytes)
+        self._joining: dict[int, Tensor] = {}  # features of their pictures
+        self._batch = model.running_batch(
+            lambda numbers: torch.stack([self._joining[number] for number in numbers]),
+            remembered_bytes=remembered_bytes,
+        )
         self._news: dict[asyncio.AbstractEventLoop, list[tuple[_Exchange, Piece | Exception]]] = defaultdict(
             list
         )
-        self._thread = Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        self._threads = [
+            Thread(target=task, name=name, daemon=True)
+            for task, name in ((self._look, "pictures"), (self._work, "engine"))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -286,10 +300,11 @@ class Engine:
             raise InputError(
                 f"{question.choices} choices, but max_batch_size={self.max_batch_size}; ask for fewer"
             )
-        if not self._thread.is_alive():
-            raise EngineError("the engine is closed")
         exchange = self._exchange(question)
-        self._arrivals.put(exchange)
+        with self._door:
+            if self._closed or not all(thread.is_alive() for thread in self._threads):
+                raise EngineError("the engine is closed")
+            self._to_look_at.put(exchange)
         unfinished = question.choices
         try:
             while unfinished:
@@ -316,8 +331,34 @@ class Engine:
 
     def close(self) -> None:
         """Answer what was asked so far, then end."""
+        with self._door:
+            self._closed = True
+            self._to_look_at.put(None)  # behind everyone
+        for thread in self._threads:
+            thread.join()
+
+    @torch.inference_mode()
+    def _look(self) -> None:
+        """Encode pictures, those of all who have arrived together, and let these in."""
+        is_open = True
+        while is_open:
+            arrived = [self._to_look_at.get()]
+            with suppress(queue.Empty):
+                while arrived[-1] is not None:
+                    arrived.append(self._to_look_at.get(block=False))
+            is_open = arrived[-1] is not None
+            exchanges = [one for one in arrived if one is not None]
+            try:
+                found = self._pictures.look(
+                    {number: pixels for one in exchanges for number, pixels in one.pictures.items()}
+                )
+                for one in exchanges:
+                    one.features = {number: found[number] for number in one.pictures}
+            except Exception:  # whatever the model raises
+                log.exception("the pictures of %d questions could not be looked at", len(exchanges))
+            for one in exchanges:
+                self._arrivals.put(one)
         self._arrivals.put(None)
-        self._thread.join()
 
     @torch.inference_mode()
     def _work(self) -> None:
@@ -333,10 +374,6 @@ class Engine:
                 self._attempt(self._step, [row.exchange for row in self._rows])
                 self._leave()
             self._deliver()
-        with suppress(queue.Empty):
-            while (late := self._arrivals.get(block=False)) is not None:
-                self._tell(late, EngineError("the engine is closed"))
-        self._deliver()
 
     def _attempt(self, task: Callable[[Sequence[_Exchange]], None], exchanges: Sequence[_Exchange]) -> None:
         """Do it; if it fails, those whom it was for get no answer, and the others go on."""
@@ -353,11 +390,13 @@ class Engine:
         with suppress(queue.Empty):
             while not self._closing:
                 arrival = self._arrivals.get(block=block)
+                block = False
                 if arrival is None:
                     self._closing = True
+                elif arrival.features is None:
+                    self._tell(arrival, EngineError("the model failed to look at the pictures"))
                 else:
                     self._waiting.append(arrival)
-                    block = False
         return bool(self._rows or self._waiting or not self._closing)
 
     def _next_to_join(self) -> list[_Exchange]:
@@ -422,9 +461,9 @@ class Engine:
             self._tell(exchange, piece)
 
     def _join(self, exchanges: Sequence[_Exchange]) -> None:
-        self._pictures.show(
-            {number: one for exchange in exchanges for number, one in exchange.pictures.items()}
-        )
+        self._joining = {
+            number: one for exchange in exchanges for number, one in (exchange.features or {}).items()
+        }
         order, logits = self._batch.join(
             [exchange.numbers for exchange in exchanges],
             [exchange.question.choices for exchange in exchanges],

@@ -5,7 +5,7 @@ N pictures of H by W pixels, Q query tokens for each, D_q the width of their fea
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ class SeenPictures:
         self._model = model
         self._most = most
         self._features: dict[int, Tensor] = {}
-        self._shown: dict[int, Tensor] = {}
         # Nobody can make two pictures of one number, and be told about another's.
         self._secret = secrets.token_bytes(16)
 
@@ -37,19 +36,18 @@ class SeenPictures:
         ).digest()
         return -1 - int.from_bytes(digest)
 
-    def show(self, pictures: dict[int, Tensor]) -> None:
-        """What may be asked about until the next call: pixels by their numbers."""
-        self._shown = pictures
+    def look(self, pictures: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """float[Q, D_q] of each picture, by its number; what is not known yet is encoded in one call.
 
-    def features(self, numbers: Sequence[int]) -> Tensor:
-        """float[N, Q, D_q] of pictures that are shown; what is not known yet is encoded in one call."""
-        device = self._model.language.device
-        if new := [number for number in dict.fromkeys(numbers) if number not in self._features]:
-            pixels = torch.stack([self._shown[number] for number in new]).to(device)
+        Args:
+            pictures: float32[3, H, W], by number.
+        """
+        if new := [number for number in pictures if number not in self._features]:
+            device = self._model.language.device
+            pixels = torch.stack([pictures[number] for number in new]).to(device)
             self._features |= zip(new, self._model.encode_images(pixels), strict=True)
-        found = torch.stack([self._features[number] for number in numbers])
-        for number in dict.fromkeys(numbers):
-            self._features[number] = self._features.pop(number)
+        found = {number: self._features.pop(number) for number in pictures}
+        self._features |= found
         for number in list(self._features)[: max(0, len(self._features) - self._most)]:
             del self._features[number]
         return found

@@ -26,15 +26,19 @@ def encoded(nano: Nano, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @torch.inference_mode()
-def test_features_are_the_models_in_the_order_asked(nano: Nano, pictures: Tensor, encoded: list[int]) -> None:
+def test_features_are_the_models_and_what_is_known_is_not_encoded_again(
+    nano: Nano, pictures: Tensor, encoded: list[int]
+) -> None:
     seen = SeenPictures(nano.model, most=8)
     numbers = [seen.number(one) for one in pictures]
     assert len({*numbers, *map(seen.number, pictures.clone())}) == 4
-    seen.show(dict(zip(numbers, pictures, strict=True)))
-    asked = [2, 0, 2, 3]
-    found = seen.features([numbers[index] for index in asked])
-    torch.testing.assert_close(found, nano.model.encode_images(pictures[asked]), rtol=1e-4, atol=1e-4)
-    seen.features([numbers[0], numbers[1]])
+    found = seen.look({numbers[index]: pictures[index] for index in (2, 0, 3)})
+    expected = nano.model.encode_images(pictures)
+    for index in (2, 0, 3):
+        torch.testing.assert_close(found[numbers[index]], expected[index], rtol=1e-4, atol=1e-4)
+    again = seen.look({numbers[0]: pictures[0], numbers[1]: pictures[1]})
+    assert again.keys() == {numbers[0], numbers[1]}
+    assert seen.look({}) == {}
     assert encoded == [3, 4, 1]
 
 
@@ -43,12 +47,12 @@ def test_what_was_asked_longest_ago_is_forgotten_first(
     nano: Nano, pictures: Tensor, encoded: list[int]
 ) -> None:
     seen = SeenPictures(nano.model, most=2)
-    numbers = [seen.number(one) for one in pictures]
-    seen.show(dict(zip(numbers, pictures, strict=True)))
+    shown = {seen.number(one): one for one in pictures}
+    numbers = list(shown)
     for index in (0, 1, 0, 2, 0, 1):
-        seen.features([numbers[index]])
+        seen.look({numbers[index]: shown[numbers[index]]})
     assert encoded == [1] * 4
-    assert len(seen.features(numbers)) == 4, "more at a time than are kept"
+    assert len(seen.look(shown)) == 4, "more at a time than are kept"
 
 
 def test_a_number_cannot_be_told_from_outside(nano: Nano, pictures: Tensor) -> None:
