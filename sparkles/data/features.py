@@ -92,7 +92,7 @@ class FeatureCache:
             return None
         shard, row = self._places[key]
         features = np.array(shard.features[row])
-        if zlib.crc32(features) != shard.records[row]["checksum"]:
+        if zlib.crc32(features.data) != shard.records[row]["checksum"]:
             del self._places[key]
             return None
         return torch.from_numpy(features)

@@ -260,7 +260,7 @@ class LanguageLoss:
         attended, _ = last.self_attn(
             last.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None
         )
-        return hidden + attended  # type: ignore[no-any-return]
+        return hidden + attended
 
     def _read_out(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """float[N, D] of the labelled positions, int64[N] -> float[]"""

@@ -20,6 +20,7 @@ class Moderation(Protocol):
 
 async def moderated(answer: Piece, moderation: Moderation | None) -> Piece:
     """A whole answer; without its text if it must not pass."""
-    if moderation is not None and await asyncio.to_thread(moderation, answer.text, []):
-        return replace(answer, text="", scores=[], finish_reason="content_filter")
-    return answer
+    if moderation is None:
+        return answer
+    reason = await asyncio.to_thread(moderation, answer.text, [])
+    return replace(answer, text="", scores=[], finish_reason="content_filter") if reason else answer

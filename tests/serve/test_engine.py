@@ -277,6 +277,18 @@ def test_more_choices_than_rows_are_refused(
         asyncio.run(answers(make_engine(max_batch_size=2), question))
 
 
+def test_pictures_that_cannot_be_encoded_cost_the_answers_about_them(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    question = nano.question(prompts(1)[0])
+    with monkeypatch.context() as broken:
+        broken.setattr(nano.model, "encode_images", lambda pixel_values: 1 / 0)
+        with pytest.raises(EngineError, match="failed to look at the pictures"):
+            asyncio.run(answers(engine, question))
+    assert texts([asyncio.run(answers(engine, question))])
+
+
 def test_a_failure_of_the_model_costs_one_answer(
     nano: Nano,
     make_engine: Callable[..., Engine],

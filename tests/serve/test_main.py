@@ -36,6 +36,28 @@ def test_nano_is_served_on_this_machine_alone(served: Callable[..., dict[str, An
     assert settings["defaults"].max_tokens == 220
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [([], None, 3), (["threads=5"], "2", 5), ([], "2", 0)],
+    ids=["half of the cores", "as configured", "as the environment says"],
+)
+def test_torch_leaves_cores_to_those_who_ask(
+    served: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: str | None,
+    expected: int,
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    served("port=1234", *arguments)
+    assert chosen == ([expected] if expected else [])
+
+
 def test_a_key_from_the_environment_opens_the_server_to_the_network(
     served: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

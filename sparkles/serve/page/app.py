@@ -113,8 +113,13 @@ def _blocks(handlers: Handlers, *, defaults: Sampling, about: str) -> gr.Blocks:
 def _theme() -> gr.themes.Base:
     fonts = "system-ui", "sans-serif"  # gradio's own come from elsewhere
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=fonts)
-    # Gradio's are too pale to be read by everyone: less than 3:1 on white.
-    return theme.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")
+    # Gradio's are too pale to be read by everyone: less than 4.5:1.
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
 
 
 def _settings(defaults: Sampling, limits: Limits) -> list[gr.components.Component]:
