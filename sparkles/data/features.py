@@ -54,7 +54,7 @@ class FeatureCache:
         self._shape_folder = self.folder / "x".join(map(str, shape))
         self._may_write = True
         self._digests: dict[Path | None, str] = {}
-        self._shards: dict[str, _Shard] = {}
+        self._shards: dict[Path, _Shard] = {}
         self._places: dict[bytes, tuple[_Shard, int]] = {}
         self._own: tuple[int, Path] | None = None  # of which process, and its path without suffix
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -126,10 +126,11 @@ class FeatureCache:
 
     def _look_for_more(self) -> None:
         """Take in what has been put since the last look."""
-        for path in sorted(
-            self._shape_folder.glob(f"*{_KEYS}")
-        ):  # what replaces damaged features is in later ones
-            shard = self._shards.setdefault(path.stem, _Shard(path, self.shape))
+        # What replaces damaged features is in later files.
+        for path in sorted(self._shape_folder.glob(f"*{_KEYS}")):
+            if path not in self._shards:
+                self._shards[path] = _Shard(path, self.shape)
+            shard = self._shards[path]
             for row, key in shard.grow():
                 self._places[key] = shard, row
 

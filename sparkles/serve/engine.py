@@ -347,7 +347,7 @@ class Engine:
                 while arrived[-1] is not None:
                     arrived.append(self._to_look_at.get(block=False))
             is_open = arrived[-1] is not None
-            exchanges = [one for one in arrived if one is not None]
+            exchanges = [one for one in arrived if one is not None and not one.gone]
             try:
                 found = self._pictures.look(
                     {number: pixels for one in exchanges for number, pixels in one.pictures.items()}
