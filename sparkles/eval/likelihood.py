@@ -95,7 +95,7 @@ def ending_log_probs(
         logits_to_keep=1,
         use_cache=True,
     )
-    context.past_key_values.batch_repeat_interleave(num_options)
+    context.cache.batch_repeat_interleave(num_options)
     rows = [ending.to(mask.device) for options in endings for ending in options]
     ids = pad_sequence(rows, batch_first=True)  # [B * K, S]
     real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -104,7 +104,7 @@ def ending_log_probs(
         input_ids=ids,
         attention_mask=torch.cat([mask, real], dim=1),
         position_ids=mask.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device),
-        past_key_values=context.past_key_values,
+        cache=context.cache,
     )
     # The context's last token predicts the first of an ending, whose last token predicts nothing that counts.
     first = context.logits[:, -1:].repeat_interleave(num_options, dim=0)

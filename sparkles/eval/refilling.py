@@ -45,7 +45,7 @@ _STEPS_TO_WAIT = 8
 class RunningRows(Protocol):
     """`sparkles.models.decoding.RunningBatch`, which says what these do."""
 
-    def join(self, prompts: Sequence[Sequence[int]]) -> tuple[list[int], Tensor]: ...
+    def join(self, prompts: Sequence[Sequence[int]]) -> list[int]: ...
 
     def step(self, token_ids: Sequence[int]) -> Tensor: ...
 
@@ -81,6 +81,11 @@ class Answer:
     goes_on: bool = False
     """A further prompt begins with what this answer has read."""
     generator: torch.Generator | None = None
+
+    @property
+    def newest(self) -> int:
+        """Token id of what was said last; before there is an answer, by the prompt."""
+        return (self.token_ids or self.numbers)[-1]
 
     def start(self, clock: float) -> None:
         """From the beginning, also where it had begun."""
@@ -165,8 +170,7 @@ class Desk:
             self._leave()
             while not self._ended and self.is_busy:
                 self._join()
-                if self._rows and not self._ended:
-                    self._step()
+                self._step()
         except torch.cuda.OutOfMemoryError:
             self._start_again_with_fewer()
         self._grow()
@@ -193,21 +197,17 @@ class Desk:
         start = time.perf_counter()
         answers = [self._waiting.popleft() for _ in range(joining)]
         self._rows += answers  # so that none is lost if memory does not suffice
-        order, logits = self._batch.join([answer.numbers for answer in answers])
+        order = self._batch.join([answer.numbers for answer in answers])
         self._rows[-joining:] = answers = [answers[place] for place in order]
         for answer in answers:
             answer.start(self._clock)
         self._clock += (time.perf_counter() - start) / len(self._rows)
-        self._go_on(answers, logits)
 
     def _step(self) -> None:
         start = time.perf_counter()
-        logits = self._batch.step([row.token_ids[-1] for row in self._rows])
+        logits = self._batch.step([row.newest for row in self._rows])
         self._clock += (time.perf_counter() - start) / len(self._rows)
-        self._go_on(self._rows, logits)
-
-    def _go_on(self, rows: Sequence[Answer], logits: Tensor) -> None:
-        for row, token_id in zip(rows, self._choose(rows, logits), strict=True):
+        for row, token_id in zip(self._rows, self._choose(logits), strict=True):
             row.token_ids.append(token_id)
             if (
                 token_id in self._eos
@@ -217,7 +217,8 @@ class Desk:
                 row.seconds += self._clock
                 self._ended.append(row)
 
-    def _choose(self, rows: Sequence[Answer], logits: Tensor) -> list[int]:
+    def _choose(self, logits: Tensor) -> list[int]:
+        rows = self._rows
         if self._suppress is not None:
             logits = self._suppress(None, logits)
         chosen = logits.argmax(dim=1)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sparkles.models.decoding import RunningBatch
+from sparkles.models.cache import Beginnings
+from sparkles.models.decoding import PromptReader, RunningBatch
 from sparkles.models.learning import check_backend, compile_layers, recompute_activations
 from sparkles.models.projector import Projector
 from sparkles.models.qformer import QFormer
@@ -178,12 +179,13 @@ class SparklesChat(nn.Module):
             **generation,
         )
 
-    def running_batch(self, features: Callable[[Sequence[int]], Tensor], **options: Any) -> RunningBatch:
-        """An empty one, for prompts whose pictures have numbers.
+    def prompt_reader(
+        self, features: Callable[[Sequence[int]], Tensor], *, beginnings: Beginnings
+    ) -> PromptReader:
+        """For prompts whose pictures have numbers.
 
         Args:
             features: what `encode_images` makes of the pictures of these numbers: float[N, Q, D_q], N >= 1.
-            options: of `RunningBatch`.
 
         Raises:
             InputError: the language model is `unfit` for it.
@@ -194,10 +196,15 @@ class SparklesChat(nn.Module):
                 return self.language.get_input_embeddings()(input_ids)
             return self.embed(input_ids, input_ids.new_empty(0, 3, 0, 0), features(pictures))
 
-        return RunningBatch(
-            self.language,
-            embed,
-            slots=self.qformer.num_query_tokens,
-            compile_backend=self.decoding_backend,
-            **options,
-        )
+        return PromptReader(self.language, embed, slots=self.qformer.num_query_tokens, beginnings=beginnings)
+
+    def running_batch(
+        self, features: Callable[[Sequence[int]], Tensor], *, remembered_bytes: int = 2**28
+    ) -> RunningBatch:
+        """An empty one, which reads its prompts itself; arguments and errors are those of `prompt_reader`.
+
+        Args:
+            remembered_bytes: of keys and values that are kept of rows and of common beginnings, for prompts to come.
+        """
+        reader = self.prompt_reader(features, beginnings=Beginnings(remembered_bytes))
+        return RunningBatch(reader, compile_backend=self.decoding_backend)

@@ -4,9 +4,9 @@
     async for piece in engine.answer(question):
         print(piece.text, end="")
 
-One thread encodes pictures, another computes answers; whoever asks does so from an event loop, of which there may be
-several. Up to the rounding of sums, an answer does not depend on what else is in the batch: each draws from a generator
-of its own.
+One thread encodes pictures and reads prompts, another writes answers; whoever asks does so from an event loop, of which
+there may be several. Up to the rounding of sums, an answer does not depend on what else is in the batch: each draws
+from a generator of its own.
 """
 
 import asyncio
@@ -14,11 +14,10 @@ import logging
 import queue
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import count
-from threading import BoundedSemaphore, Lock, Thread
+from threading import BoundedSemaphore, Condition, Thread
 from typing import Any, Literal
 
 import torch
@@ -29,6 +28,8 @@ from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoded, Encoder
 from sparkles.data.images import ImageTransform
 from sparkles.eval.choosing import StopStrings
+from sparkles.models.cache import Beginnings
+from sparkles.models.decoding import RunningBatch
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.serve.answer_text import AnswerText, TokenScore
 from sparkles.serve.seen_pictures import SeenPictures
@@ -39,9 +40,13 @@ SMALLEST_TEMPERATURE = 0.01
 """Below, the likeliest token is taken."""
 
 _PICTURES_KEPT = 1_024
-_SHARE_TO_JOIN = 1 / 8
-"""Of the rows: so many prompts wait for each other before they are read."""
+_SHARE_READ_AHEAD = 1 / 4
+"""Of the rows: so many prompts more may have been read, which wait for a row."""
+_SHARE_READ_TOGETHER = 1 / 8
+"""Of the rows: so many prompts wait for each other, since to read each alone takes longer, but none waits for long."""
 _SECONDS_FOR_COMPANY = 0.05
+_MOST_READ_TOGETHER = 8
+"""Questions, so that the first answers begin while the last are read."""
 
 log = logging.getLogger(__name__)
 
@@ -127,10 +132,10 @@ class _Exchange:
     """Of the prompt, as `RunningBatch` has it."""
     pictures: dict[int, Tensor]
     """Their pixels, by the numbers that they have there."""
-    features: dict[int, Tensor] | None = None
-    """Likewise, once the pictures have been looked at."""
-    arrived: float = field(default_factory=time.monotonic)
+    read: Tensor | None = None
+    """What `PromptReader` made of the prompt, from then on until it enters the batch."""
     news: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
+    arrived: float = field(default_factory=time.monotonic)
     gone: bool = False
     """Nobody waits for the answer any more."""
 
@@ -159,7 +164,7 @@ class _Row:
         self.sampling = exchange.question.sampling
         self.choice = choice
         self.text = text
-        self.token_id = 0  # the newest
+        self.token_id = exchange.numbers[-1]  # the newest
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._generator = torch.Generator()
@@ -217,13 +222,48 @@ class _Row:
         )
 
 
+class _Post:
+    """Takes one thread's news to those who wait for them, waking each event loop once for all that is new."""
+
+    def __init__(self) -> None:
+        self._news: dict[asyncio.AbstractEventLoop, list[tuple[_Exchange, Piece | Exception]]] = defaultdict(
+            list
+        )
+
+    def tell(self, exchange: _Exchange, news: Piece | Exception) -> None:
+        exchange.gone = exchange.gone or isinstance(news, Exception)
+        self._news[exchange.loop].append((exchange, news))
+
+    def deliver(self) -> None:
+        while self._news:
+            loop, news = self._news.popitem()
+            try:
+                loop.call_soon_threadsafe(_hand_over, news)
+            except RuntimeError:  # the loop is closed
+                for exchange, _ in news:
+                    exchange.gone = True
+
+    def attempt(
+        self, task: Callable[[Sequence[_Exchange]], None], exchanges: Sequence[_Exchange], failure: str
+    ) -> bool:
+        """Do it; if it fails, those whom it was for get no answer, and the others go on. Whether it succeeded."""
+        try:
+            task(exchanges)
+            return True
+        except Exception:  # whatever the model raises, from a full memory to a bug
+            log.exception("%d answers failed", len(exchanges))
+            for exchange in exchanges:
+                self.tell(exchange, EngineError(failure))
+            return False
+
+
 class Engine:
     """Answers questions, many at a time.
 
     Args:
         encoder: of prompts; whoever asks encodes with it.
         transform: of pictures; whoever asks applies it.
-        max_batch_size: answers that are written at the same time.
+        max_batch_size: answers that are written at the same time; a quarter as many more are read ahead.
         max_waiting: requests that may wait for one of these places.
         remembered_bytes: of what the model has read, kept for the next turns of conversations.
         seconds: for an answer. What is written then ends as if it had reached its last token.
@@ -251,25 +291,28 @@ class Engine:
         self.max_batch_size = max_batch_size
         self.seconds = seconds
         self._places = BoundedSemaphore(max_batch_size + max_waiting)
-        self._door = Lock()
+        # What the door guards: who has arrived, and for how many more answers may be read.
+        self._door = Condition()
         self._closed = False
-        self._to_look_at: queue.SimpleQueue[_Exchange | None] = queue.SimpleQueue()
-        self._arrivals: queue.SimpleQueue[_Exchange | None] = queue.SimpleQueue()
-        self._waiting: deque[_Exchange] = deque()
-        self._closing = False
-        self._rows: list[_Row] = []
+        self._arrived: deque[_Exchange] = deque()
+        self._room = max_batch_size + max(1, int(_SHARE_READ_AHEAD * max_batch_size))
+        # Of the thread that reads:
         self._pictures = SeenPictures(model, most=_PICTURES_KEPT)
-        self._joining: dict[int, Tensor] = {}  # features of their pictures
-        self._batch = model.running_batch(
-            lambda numbers: torch.stack([self._joining[number] for number in numbers]),
-            remembered_bytes=remembered_bytes,
+        self._features: dict[int, Tensor] = {}  # of the pictures that are read now
+        self._reader = model.prompt_reader(
+            lambda numbers: torch.stack([self._features[number] for number in numbers]),
+            beginnings=Beginnings(remembered_bytes),
         )
-        self._news: dict[asyncio.AbstractEventLoop, list[tuple[_Exchange, Piece | Exception]]] = defaultdict(
-            list
-        )
+        # From there to the thread that writes:
+        self._read: queue.SimpleQueue[_Exchange | None] = queue.SimpleQueue()
+        self._waiting: deque[_Exchange] = deque()
+        self._all_read = False
+        self._rows: list[_Row] = []
+        self._batch = RunningBatch(self._reader, compile_backend=model.decoding_backend)
+        self._post = _Post()
         self._threads = [
             Thread(target=task, name=name, daemon=True)
-            for task, name in ((self._look, "pictures"), (self._work, "engine"))
+            for task, name in ((self._read_all, "reader"), (self._write_all, "writer"))
         ]
         for thread in self._threads:
             thread.start()
@@ -304,7 +347,8 @@ class Engine:
         with self._door:
             if self._closed or not all(thread.is_alive() for thread in self._threads):
                 raise EngineError("the engine is closed")
-            self._to_look_at.put(exchange)
+            self._arrived.append(exchange)
+            self._door.notify()
         unfinished = question.choices
         try:
             while unfinished:
@@ -333,96 +377,115 @@ class Engine:
         """Answer what was asked so far, then end."""
         with self._door:
             self._closed = True
-            self._to_look_at.put(None)  # behind everyone
+            self._door.notify()
         for thread in self._threads:
             thread.join()
 
     @torch.inference_mode()
-    def _look(self) -> None:
-        """Encode pictures, those of all who have arrived together, and let these in."""
-        is_open = True
-        while is_open:
-            arrived = [self._to_look_at.get()]
-            with suppress(queue.Empty):
-                while arrived[-1] is not None:
-                    arrived.append(self._to_look_at.get(block=False))
-            is_open = arrived[-1] is not None
-            exchanges = [one for one in arrived if one is not None and not one.gone]
-            try:
-                found = self._pictures.look(
-                    {number: pixels for one in exchanges for number, pixels in one.pictures.items()}
-                )
-                for one in exchanges:
-                    one.features = {number: found[number] for number in one.pictures}
-            except Exception:  # whatever the model raises
-                log.exception("the pictures of %d questions could not be looked at", len(exchanges))
-            for one in exchanges:
-                self._arrivals.put(one)
-        self._arrivals.put(None)
+    def _read_all(self) -> None:
+        """Look at pictures and read prompts, while others are answered."""
+        post = _Post()
+        while group := self._next_to_read(post):
+            post.attempt(self._look, group, "the model failed to look at the pictures")
+            prompts = [one for one in group if not one.gone and one.question.sampling.beams == 1]
+            if prompts:
+                post.attempt(self._read_prompts, prompts, "the model failed to answer")
+            for exchange in group:
+                self._read.put(exchange)
+            post.deliver()
+        self._read.put(None)
+
+    def _next_to_read(self, post: _Post) -> list[_Exchange]:
+        """Those for whom there is room, waiting for them; none when the last has been read."""
+        with self._door:
+            while True:
+                self._arrived = self._in_time(self._arrived, post)
+                post.deliver()
+                if self._closed and not self._arrived:
+                    return []
+                company = self._seconds_for_company()
+                group: list[_Exchange] = []
+                while self._arrived and not company and len(group) < _MOST_READ_TOGETHER:
+                    if self._arrived[0].question.choices > self._room:
+                        break
+                    group.append(self._arrived.popleft())
+                    self._room -= group[-1].question.choices
+                if group:
+                    return group
+                deadlines = [exchange.deadline - time.monotonic() for exchange in self._arrived]
+                self._door.wait(max(0.0, company or min(deadlines)) if deadlines else None)
+
+    def _seconds_for_company(self) -> float:
+        """For which the first who has arrived still waits to be read together with others; 0 if no longer."""
+        enough = 1 + int(_SHARE_READ_TOGETHER * len(self._rows))
+        if self._closed or not 0 < len(self._arrived) < enough:
+            return 0.0
+        return max(0.0, self._arrived[0].arrived + _SECONDS_FOR_COMPANY - time.monotonic())
+
+    def _in_time(self, waiting: Iterable[_Exchange], post: _Post) -> deque[_Exchange]:
+        """Without those who are late, who are told so, or gone."""
+        now = time.monotonic()
+        for exchange in waiting:
+            if now > exchange.deadline and not exchange.gone:
+                post.tell(exchange, LateError(f"no place for the answer within {self.seconds:g} seconds"))
+        return deque(exchange for exchange in waiting if not exchange.gone)
+
+    def _look(self, exchanges: Sequence[_Exchange]) -> None:
+        self._features = self._pictures.look(
+            {number: pixels for one in exchanges for number, pixels in one.pictures.items()}
+        )
+
+    def _read_prompts(self, exchanges: Sequence[_Exchange]) -> None:
+        states = self._reader.read([exchange.numbers for exchange in exchanges])
+        for exchange, read in zip(exchanges, states, strict=True):
+            exchange.read = read
 
     @torch.inference_mode()
-    def _work(self) -> None:
+    def _write_all(self) -> None:
         while self._gather():
-            joining = self._next_to_join()
-            for searching in [exchange for exchange in joining if exchange.question.sampling.beams > 1]:
-                joining.remove(searching)
-                self._attempt(self._search, [searching])
-            if joining:
-                self._attempt(self._join, joining)
-                self._leave()
+            for exchange in self._next_to_write():
+                searches = exchange.question.sampling.beams > 1
+                task = self._search if searches else self._enter
+                done = self._post.attempt(task, [exchange], "the model failed to answer")
+                if searches or not done:
+                    self._give_room(exchange.question.choices)
             if self._rows:
-                self._attempt(self._step, [row.exchange for row in self._rows])
+                asked = [row.exchange for row in self._rows]
+                self._post.attempt(self._step, asked, "the model failed to answer")
                 self._leave()
-            self._deliver()
-
-    def _attempt(self, task: Callable[[Sequence[_Exchange]], None], exchanges: Sequence[_Exchange]) -> None:
-        """Do it; if it fails, those whom it was for get no answer, and the others go on."""
-        try:
-            task(exchanges)
-        except Exception:  # whatever the model raises, from a full memory to a bug
-            log.exception("%d answers failed", len(exchanges))
-            for exchange in exchanges:
-                self._tell(exchange, EngineError("the model failed to answer"))
+            self._post.deliver()
 
     def _gather(self) -> bool:
-        """Take in what has arrived, waiting for it if there is nothing else to do; whether there is work."""
+        """Take in what has been read, waiting for it if there is nothing else to do; whether there is work."""
         block = not (self._rows or self._waiting)
         with suppress(queue.Empty):
-            while not self._closing:
-                arrival = self._arrivals.get(block=block)
+            while not self._all_read:
+                exchange = self._read.get(block=block)
                 block = False
-                if arrival is None:
-                    self._closing = True
-                elif arrival.features is None:
-                    self._tell(arrival, EngineError("the model failed to look at the pictures"))
+                if exchange is None:
+                    self._all_read = True
                 else:
-                    self._waiting.append(arrival)
-        return bool(self._rows or self._waiting or not self._closing)
+                    self._waiting.append(exchange)
+        return bool(self._rows or self._waiting or not self._all_read)
 
-    def _next_to_join(self) -> list[_Exchange]:
-        """Those for whom there is room now; whoever is late or gone waits no longer."""
-        now = time.monotonic()
-        for exchange in self._waiting:
-            if now > exchange.deadline:
-                self._tell(exchange, LateError(f"no place for the answer within {self.seconds:g} seconds"))
-        self._waiting = deque(exchange for exchange in self._waiting if not exchange.gone)
-        room = self.max_batch_size - len(self._rows)
-        if self._waits_for_company(now):
-            return []
-        joining = []
-        while self._waiting and self._waiting[0].question.choices <= room:
-            joining.append(self._waiting.popleft())
-            room -= joining[-1].question.choices
-        return joining
+    def _next_to_write(self) -> list[_Exchange]:
+        """Those for whom there are rows now."""
+        staying = self._in_time(self._waiting, self._post)
+        self._give_room(sum(one.question.choices for one in self._waiting if one not in staying))
+        self._waiting = staying
+        free = self.max_batch_size - len(self._rows)
+        entering = []
+        while self._waiting and self._waiting[0].question.choices <= free:
+            entering.append(self._waiting.popleft())
+            free -= entering[-1].question.choices
+        return entering
 
-    def _waits_for_company(self, now: float) -> bool:
-        """Prompts are read together, since each reading makes all rows wait; but none is kept waiting for long."""
-        enough = min(len(self._waiting) + 1, 1 + int(_SHARE_TO_JOIN * len(self._rows)))
-        return (
-            bool(self._waiting)
-            and len(self._waiting) < enough
-            and now - self._waiting[0].arrived < _SECONDS_FOR_COMPANY
-        )
+    def _give_room(self, answers: int) -> None:
+        """For so many others to be read."""
+        if answers:
+            with self._door:
+                self._room += answers
+                self._door.notify()
 
     def _search(self, exchanges: Sequence[_Exchange]) -> None:
         """Answer one question by beam search, while the rows of the batch wait."""
@@ -458,39 +521,28 @@ class Engine:
                 num_tokens=num_tokens,
                 finish_reason="stop" if text.ended else "length",
             )
-            self._tell(exchange, piece)
+            self._post.tell(exchange, piece)
 
-    def _join(self, exchanges: Sequence[_Exchange]) -> None:
-        self._joining = {
-            number: one for exchange in exchanges for number, one in (exchange.features or {}).items()
-        }
-        order, logits = self._batch.join(
-            [exchange.numbers for exchange in exchanges],
-            [exchange.question.choices for exchange in exchanges],
-        )
-        choices = [count() for _ in exchanges]
-        rows = [
-            _Row(
-                exchanges[index],
-                next(choices[index]),
-                self._answer_text(exchanges[index].question.sampling),
-            )
-            for index in order
+    def _enter(self, exchanges: Sequence[_Exchange]) -> None:
+        """Give one question its rows."""
+        [exchange] = exchanges
+        assert exchange.read is not None
+        choices = exchange.question.choices
+        self._batch.enter(exchange.numbers, exchange.read, choices)
+        exchange.read = None
+        self._rows += [
+            _Row(exchange, choice, self._answer_text(exchange.question.sampling)) for choice in range(choices)
         ]
-        self._rows += rows
-        self._go_on(rows, logits)
 
     def _answer_text(self, sampling: Sampling) -> AnswerText:
         return AnswerText(self.encoder.tokenizer, (*self.encoder.prompt_format.stop_strings, *sampling.stop))
 
     def _step(self, _: Sequence[_Exchange]) -> None:
-        self._go_on(self._rows, self._batch.step([row.token_id for row in self._rows]))
-
-    def _go_on(self, rows: Sequence[_Row], logits: Tensor) -> None:
-        for row, row_logits, likeliest in zip(rows, logits, logits.argmax(1).tolist(), strict=True):
+        logits = self._batch.step([row.token_id for row in self._rows])
+        for row, row_logits, likeliest in zip(self._rows, logits, logits.argmax(1).tolist(), strict=True):
             piece = row.go_on(row_logits, likeliest)
             if piece is not None:
-                self._tell(row.exchange, piece)
+                self._post.tell(row.exchange, piece)
 
     def _leave(self) -> None:
         """Those who have ended, or whom nobody listens to, leave the batch."""
@@ -501,24 +553,11 @@ class Engine:
         ]
         if len(staying) == len(self._rows):
             return
+        self._give_room(len(self._rows) - len(staying))
         for index, row in enumerate(self._rows):
             if row.finish_reason is not None and row.choice == 0:
                 self._batch.remember(index)
         self._rows = [self._rows[index] for index in self._batch.keep(staying)]
-
-    def _tell(self, exchange: _Exchange, news: Piece | Exception) -> None:
-        exchange.gone = exchange.gone or isinstance(news, Exception)
-        self._news[exchange.loop].append((exchange, news))
-
-    def _deliver(self) -> None:
-        """Wake each event loop once for all that is new."""
-        while self._news:
-            loop, news = self._news.popitem()
-            try:
-                loop.call_soon_threadsafe(_hand_over, news)
-            except RuntimeError:  # the loop is closed
-                for exchange, _ in news:
-                    exchange.gone = True
 
 
 def _hand_over(news: Sequence[tuple[_Exchange, Piece | Exception]]) -> None:

@@ -19,8 +19,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from sparkles.models import decoding
-from sparkles.models.decoding import RunningBatch, unfit
+from sparkles.models import cache, decoding
+from sparkles.models.cache import Beginnings
+from sparkles.models.decoding import PromptReader, RunningBatch, unfit
 from sparkles.types import IMAGE_TOKEN_ID, InputError
 
 WIDTH, VOCABULARY, NEW, SLOTS = 16, 50, 12, 3
@@ -71,7 +72,7 @@ def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(config)
 
 
-class Reader:
+class Embedder:
     """Embeds prompts, and counts what it embeds."""
 
     def __init__(self, language: PreTrainedModel) -> None:
@@ -93,11 +94,19 @@ class Reader:
         return embeds.masked_scatter(is_slot[..., None], torch.cat(shown))
 
 
-def running(make: Make = llama, **options: Any) -> tuple[RunningBatch, Reader]:
+def running(
+    make: Make = llama, *, remembered_bytes: int = 2**28, **options: Any
+) -> tuple[RunningBatch, Embedder]:
     torch.manual_seed(0)
     language = make().eval()
-    reader = Reader(language)
-    return RunningBatch(language, reader, slots=SLOTS, **options), reader
+    embedder = Embedder(language)
+    reader = PromptReader(language, embedder, slots=SLOTS, beginnings=Beginnings(remembered_bytes))
+    return RunningBatch(reader, **options), embedder
+
+
+def reader_of(batch: RunningBatch) -> PromptReader:
+    """One that reads for this batch, as another thread would."""
+    return batch._reader
 
 
 def alone(batch: RunningBatch, prompt: Sequence[int]) -> list[int]:
@@ -106,7 +115,7 @@ def alone(batch: RunningBatch, prompt: Sequence[int]) -> list[int]:
     pictures = [one for one in prompt if one < 0][::SLOTS]
     language: Any = batch._language
     new = language.generate(
-        inputs_embeds=Reader(language)(ids, pictures),
+        inputs_embeds=Embedder(language)(ids, pictures),
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NEW,
         do_sample=False,
@@ -139,27 +148,28 @@ def test_rows_that_come_and_go_say_what_they_say_alone(
 ) -> None:
     monkeypatch.setattr(decoding, "_WORTH_READING", 2)
     monkeypatch.setitem(decoding._TOKENS_AT_ONCE, "cpu", 60)
-    monkeypatch.setattr(decoding, "_SPARE_COLUMNS", 1)
+    monkeypatch.setattr(cache, "_SPARE_COLUMNS", 1)
     batch, _ = running(make, remembered_bytes=remembered_bytes)
     rng = random.Random(0)
     prompts = prompts_of(rng, 12)
     expected = [alone(batch, prompt) for prompt in prompts]
     assert len({tuple(tokens) for tokens in expected}) > 8, "a test of order needs rows that differ"
 
-    said: dict[int, list[int]] = {}
+    elsewhere = reader_of(batch)
+    said: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
     rows: list[int] = []
     waiting = list(range(len(prompts)))
     while waiting or rows:
         joining = [waiting.pop(0) for _ in range(min(len(waiting), rng.choice([0, 0, 1, 3])))]
-        if joining:
-            order, logits = batch.join([prompts[index] for index in joining])
-            rows += [joining[place] for place in order]
-            said |= {
-                joining[place]: [token] for place, token in zip(order, logits.argmax(1).tolist(), strict=True)
-            }
+        if joining and rng.random() < 0.5:
+            rows += [joining[place] for place in batch.join([prompts[index] for index in joining])]
+        elif joining:
+            for index, states in zip(joining, elsewhere.read([prompts[i] for i in joining]), strict=True):
+                batch.enter(prompts[index], states)
+            rows += joining
         if rows:
-            tokens = batch.step([said[index][-1] for index in rows]).argmax(1).tolist()
-            for index, token in zip(rows, tokens, strict=True):
+            newest = [said[index][-1] if said[index] else prompts[index][-1] for index in rows]
+            for index, token in zip(rows, batch.step(newest).argmax(1).tolist(), strict=True):
                 said[index].append(token)
         for place, index in enumerate(rows):
             if len(said[index]) == NEW and rng.random() < 0.5:
@@ -185,8 +195,7 @@ def test_compiled_steps_say_the_same_and_have_few_shapes(make: Make) -> None:
     prompts = prompts_of(random.Random(1), 6)
     for number in (2, 3, 1):
         asked, prompts = prompts[:number], prompts[number:]
-        outcomes = [batch.join(asked) for batch in (plain, compiled)]
-        assert outcomes[0][0] == outcomes[1][0]
+        assert plain.join(asked) == compiled.join(asked)
         for _ in range(4):
             rows = len(plain._rows)
             stepped = [batch.step(list(range(rows))) for batch in (plain, compiled)]
@@ -200,29 +209,29 @@ def test_what_prompts_begin_with_is_read_once_and_never_again() -> None:
     picture = [-7] * SLOTS
     beginning = [*range(1, 20), *picture, *range(20, 25)]
     batch.join([[*beginning, *ending] for ending in ([30, 31], [32], [33, 34, 35])])
-    assert reader.shapes == [(1, len(beginning)), (3, 3)]
+    assert reader.shapes == [(1, len(beginning)), (2, 2)], "the last token of each is left to the first step"
     assert reader.pictures == [-7]
     batch.keep([])
     batch.join([[*beginning, 40]])
-    assert reader.shapes[2:] == [(1, 1)]
+    assert len(reader.shapes) == 2
 
 
 @torch.inference_mode()
 def test_a_second_turn_goes_on_from_what_the_first_has_read() -> None:
     batch, reader = running()
     first = [3, 4, *[-1] * SLOTS, 5]
-    _, logits = batch.join([first])
-    said = [int(logits.argmax())]
-    for _ in range(4):
+    batch.join([first])
+    said = [5]
+    for _ in range(5):
         said.append(int(batch.step(said[-1:]).argmax()))
     batch.remember(0)
     batch.keep([])
-    second = [*first, *said, 6, *[-2] * SLOTS, 7]
+    second = [*first, *said[1:], 6, *[-2] * SLOTS, 7]
     expected = alone(batch, second)
-    _, logits = batch.join([second])
-    assert reader.shapes[1] == (1, 1 + 1 + SLOTS + 1), "the last token said was not read before"
+    batch.join([second])
+    assert reader.shapes[1] == (1, 1 + 1 + SLOTS), "the last token said was not read before"
     assert reader.pictures == [-1, -2]
-    assert int(logits.argmax()) == expected[0]
+    assert int(batch.step([7]).argmax()) == expected[0]
 
 
 @torch.inference_mode()
@@ -230,7 +239,7 @@ def test_what_was_used_longest_ago_is_forgotten_first() -> None:
     batch, reader = running()
     one_row = 2 * 2 * 20 * 2 * 4 * 4  # layers, keys and values, tokens, heads, width, bytes
     batch, reader = running(remembered_bytes=2 * one_row)
-    prompts = [[start, *range(19)] for start in (1, 2, 3)]
+    prompts = [[start, *range(20)] for start in (1, 2, 3)]
 
     def read(prompt: list[int]) -> int:
         """How many of its tokens were not known; it is remembered then."""
@@ -240,21 +249,43 @@ def test_what_was_used_longest_ago_is_forgotten_first() -> None:
         batch.keep([])
         return sum(length for _, length in reader.shapes[before:])
 
-    assert [read(prompts[index]) for index in (0, 1, 0, 2, 0, 1)] == [20, 20, 1, 20, 1, 20]
+    assert [read(prompts[index]) for index in (0, 1, 0, 2, 0, 1)] == [20, 20, 0, 20, 0, 20]
 
 
 @torch.inference_mode()
-def test_copies_of_a_prompt_are_read_once() -> None:
-    batch, reader = running()
-    order, logits = batch.join([[1, 2, 3, 4], [5, 6, 7, 8, 9]], [1, 3])
-    assert sorted(order) == [0, 1, 1, 1]
-    assert sum(rows * length for rows, length in reader.shapes) == 2 * 5
-    same = [place for place, index in enumerate(order) if index == 1]
-    assert torch.equal(logits[same[0]], logits[same[2]])
-    stepped = batch.step([index + 1 for index in range(4)])
-    again = batch.step([7] * 4)
-    assert stepped.argmax(1).unique().numel() > 1
-    assert not torch.equal(again[same[0]], again[same[1]])
+def test_copies_of_a_prompt_that_was_read_elsewhere_go_ways_of_their_own() -> None:
+    batch, embedder = running()
+    prompt = [5, 6, 7, 8, 9]
+    batch.join([[1, 2, 3, 4]])
+    (states,) = reader_of(batch).read([prompt])
+    read = len(embedder.shapes)
+    batch.enter(prompt, states, copies=3)
+    _, *first = batch.step([4, 9, 9, 9])
+    assert torch.equal(first[0], first[2])
+    assert int(first[0].argmax()) == alone(batch, prompt)[0]
+    _, *second = batch.step([4, 1, 2, 2])
+    assert not torch.allclose(second[0], second[1])
+    assert torch.equal(second[1], second[2])
+    assert len(embedder.shapes) == read, "a prompt that was read is not read again"
+
+
+@torch.inference_mode()
+def test_what_was_read_is_not_overwritten_by_what_is_read_next() -> None:
+    batch, _ = running(remembered_bytes=0)
+    prompts, reader = prompts_of(random.Random(2), 4), reader_of(batch)
+    for prompt, states in [
+        pair for two in (prompts[:2], prompts[2:]) for pair in zip(two, reader.read(two), strict=True)
+    ]:
+        batch.enter(prompt, states)
+    first = batch.step([prompt[-1] for prompt in prompts]).argmax(1).tolist()
+    assert first == [alone(batch, prompt)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("prompt", [[], [1, *[-1] * SLOTS]])
+def test_a_prompt_ends_with_a_word(prompt: list[int]) -> None:
+    batch, _ = running()
+    with pytest.raises(ValueError, match="prompt 1 ends with a picture, or has no tokens; expected a word"):
+        batch.join([[1, 2], prompt])
 
 
 @torch.inference_mode()
@@ -278,4 +309,4 @@ def test_a_model_that_remembers_or_attends_otherwise_is_refused(change: dict[str
         setattr(language.config, name, value)
     assert unfit(llama()) is None
     with pytest.raises(InputError, match=rf"{message}.*choose another model\.language\.path"):
-        RunningBatch(language, Reader(language), slots=SLOTS)
+        PromptReader(language, Embedder(language), slots=SLOTS, beginnings=Beginnings(0))
