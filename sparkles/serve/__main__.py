@@ -10,9 +10,12 @@ from sparkles.config import command
 from sparkles.types import InputError
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from starlette.types import ASGIApp
 
     from sparkles.serve.engine import Engine
+    from sparkles.serve.terminal.speakers import Speaker
 
 USAGE = """usage: python -m sparkles.serve COMMAND [overrides]
 
@@ -26,21 +29,66 @@ MAX_CONNECTIONS = 1_000
 PAGE_PATIENCE = 3
 
 
-@command("serve")
+@command("tui")
 def tui(cfg: DictConfig) -> None:
     # Not before --help is answered.
+    import warnings
+    from contextlib import ExitStack
+
+    from hydra.utils import instantiate
     from rich.console import Console
+    from rich.markup import escape
 
     from sparkles.config import validate
-    from sparkles.launch import build_responder
-    from sparkles.serve.tui import Talk, run, show_answer
+    from sparkles.serve.terminal.line_input import LineInput
+    from sparkles.serve.terminal.talk import PATHS_AFTER, WORDS, Talk, run
 
     validate(cfg)
-    responder = build_responder(cfg)
-    console = Console()
-    if cfg.message is not None:
-        sys.exit(0 if show_answer(Talk(responder), cfg.message, console) else 1)
-    run(responder, console, hints=[f"[dim]weights: {cfg.checkpoint}[/]"])
+    # What libraries tell programmers would stand in the middle of an answer.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    is_asked_once = cfg.message is not None
+    console = Console(highlight=False)
+    with ExitStack() as opened:
+        talk = Talk(
+            _speaker(cfg, opened),
+            console,
+            sampling=instantiate(cfg.sampling),
+            name=cfg.name,
+            fixed=_is_whole(cfg),
+            aside=Console(highlight=False, stderr=True) if is_asked_once else None,
+        )
+        if is_asked_once:
+            sys.exit(0 if talk.ask(cfg.message) else 1)
+        model = f"weights: {cfg.checkpoint}" if cfg.responder is None else f"answers: {cfg.name}"
+        about = cfg.get("about", "") if cfg.responder is None else ""
+        hints = [f"[dim]{escape(hint.strip())}[/]" for hint in (model, about) if hint]
+        run(talk, LineInput(console, WORDS, PATHS_AFTER), hints=hints)
+
+
+def _is_whole(cfg: DictConfig) -> bool:
+    """Whether answers come whole, and as they were configured."""
+    return cfg.responder is not None or cfg.engine is None
+
+
+def _speaker(cfg: DictConfig, opened: "ExitStack") -> "Speaker":
+    """Who answers in the terminal, until `opened` is closed."""
+    from contextlib import closing
+
+    from hydra.utils import instantiate
+
+    from sparkles.launch import build_responder
+    from sparkles.serve.conversation import Chat
+    from sparkles.serve.terminal.speakers import LiveAnswers, WholeAnswers
+
+    if _is_whole(cfg):
+        return WholeAnswers(build_responder(cfg))
+    if others := ", ".join(f"generation.{key}" for key in cfg.generation if key != "max_new_tokens"):
+        raise InputError(
+            f"{others} would not be heeded; set sampling.temperature, top_p, beams or seed instead, or engine=null "
+            "for answers by transformers' generate, which come whole"
+        )
+    engine = opened.enter_context(closing(_engine(cfg)))
+    return LiveAnswers(Chat(engine, limits=instantiate(cfg.limits)))
 
 
 @command("chat")

@@ -33,11 +33,10 @@ from sparkles.serve.engine import (
     Question,
     Sampling,
 )
-from sparkles.serve.limits import Limits
+from sparkles.serve.limits import CHARACTERS_PER_TOKEN, Limits
 from sparkles.serve.moderation import Moderation, moderated
 from sparkles.serve.pictures import decode, read_data_url
 from sparkles.serve.prompts import Said, to_messages, without_placeholders
-from sparkles.serve.reading import CHARACTERS_PER_TOKEN
 from sparkles.types import InputError, Message, Prompt, images_of
 
 Part = Mapping[str, str]

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+CHARACTERS_PER_TOKEN = 64
+"""No text of any length has so many on average; what is longer need not be split into tokens to be refused."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

@@ -11,15 +11,12 @@ import PIL.Image
 from sparkles.data.encoding import Encoded
 from sparkles.serve.engine import Engine, Question, Sampling
 from sparkles.serve.errors import ApiError
-from sparkles.serve.limits import Limits
+from sparkles.serve.limits import CHARACTERS_PER_TOKEN, Limits
 from sparkles.serve.moderation import Moderation
 from sparkles.serve.pictures import PictureError, PublicWeb, decode, read_data_url
 from sparkles.serve.prompts import ConversationError, Said, to_messages, without_placeholders
 from sparkles.serve.protocol import ChatRequest, ImagePart
 from sparkles.types import Message, Prompt
-
-CHARACTERS_PER_TOKEN = 64
-"""No text of any length has so many on average; what is longer need not be split into tokens to be refused."""
 
 
 @dataclass(frozen=True)
