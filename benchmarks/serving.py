@@ -1,11 +1,13 @@
 """How many requests the endpoint answers in a second: 32 clients at once against one alone.
 
-    python benchmarks/serving.py [clients=32] [requests=640] [alone=64] [threads=1]
+    python benchmarks/serving.py [clients=32] [requests=640] [alone=64] [rounds=3] [threads=1]
 
 Prints one JSON object. The server is `python -m sparkles.serve api` with the nano model, in a process of its own; the
-clients are the `openai` package's, each asking again as soon as it has its answer. Requests show one to four images in
-equal shares. `lost` counts requests without an answer, and `mixed_up` those of the first `alone` requests that got
-another answer among the others than alone.
+clients are the `openai` package's, each asking again as soon as it has its answer, on the same cores as the server:
+`client_ms` is their time on a core, for a request. Requests show one to four images in equal shares. In each round one
+client asks `alone` requests, then many ask these and others, none of which was asked in the rounds before, so that a
+machine whose speed changes is slow for both. Told are the medians of the rounds. `lost` counts requests without an
+answer, and `mixed_up` those that got another answer among the others than alone.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -112,45 +115,82 @@ def server(threads: int) -> Iterator[str]:
         process.wait()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """The same requests from one client and, with others, from many."""
+
+    singly: Sequence[Answer]
+    together: Sequence[Answer]
+    one_client: float
+    """Requests a second."""
+    many_clients: float
+    client_ms: float
+
+    @property
+    def lost(self) -> int:
+        return sum(text is None for text, _ in [*self.singly, *self.together])
+
+    @property
+    def mixed_up(self) -> int:
+        return sum(one[0] != other[0] for one, other in zip(self.singly, self.together, strict=False))
+
+
+def ask_round(base_url: str, payloads: Sequence[Payload], *, alone: int, clients: int) -> Round:
+    """One client asks the first `alone` of them, then many ask all."""
+    start = time.perf_counter()
+    singly = ask_all(base_url, payloads[:alone], clients=1)
+    one_client = alone / (time.perf_counter() - start)
+    start, start_on_core = time.perf_counter(), time.process_time()
+    together = ask_all(base_url, payloads, clients=clients)
+    return Round(
+        singly=singly,
+        together=together,
+        one_client=one_client,
+        many_clients=len(payloads) / (time.perf_counter() - start),
+        client_ms=1000 * (time.process_time() - start_on_core) / len(payloads),
+    )
+
+
 def measure(
     clients: int = 32,
     requests: int = 640,
     alone: int = 64,
+    rounds: int = 3,
     threads: int = 1,
     data_root: Path = Path("data/scenes"),
 ) -> None:
-    """Time one client, then many, against the same server.
+    """Time one client and many against the same server, by turns.
 
     Args:
-        clients: of the second time.
-        requests: of the second time.
-        alone: requests of the first time, the first of those of the second.
-        threads: of torch; the server reads requests and writes answers in another.
+        requests: of all clients together, in a round.
+        alone: of one client, in a round.
+        threads: of torch, for each of the two that read prompts and write answers.
         data_root: of the scenes world, which is drawn if it is not there.
     """
-    payloads = [payload(prompt) for prompt in dialogues(requests, data_root)]
+    payloads = [payload(prompt) for prompt in dialogues(4 + rounds * requests, data_root)]
     with server(threads) as base_url:
         ask_all(base_url, payloads[:4], clients=1)  # what is done once is done
-        start = time.perf_counter()
-        singly = ask_all(base_url, payloads[:alone], clients=1)
-        one_client = alone / (time.perf_counter() - start)
-        start = time.perf_counter()
-        together = ask_all(base_url, payloads, clients=clients)
-        figure = requests / (time.perf_counter() - start)
-    seconds = sorted(seconds for _, seconds in together)
+        told = [
+            ask_round(base_url, payloads[start : start + requests], alone=alone, clients=clients)
+            for start in range(4, len(payloads), requests)
+        ]
+    ratios = [one.many_clients / one.one_client for one in told]
+    seconds = sorted(seconds for one in told for _, seconds in one.together)
     print_line(
         "endpoint, nano, one to four images a request",
         f"{clients} clients",
-        figure=round(figure, 1),
+        figure=round(statistics.median(one.many_clients for one in told), 1),
         unit="requests/s",
-        one_client=round(one_client, 2),
-        ratio=round(figure / one_client, 2),
-        requests=requests,
-        lost=sum(text is None for text, _ in [*singly, *together]),
-        mixed_up=sum(one[0] != other[0] for one, other in zip(singly, together, strict=False)),
-        seconds_alone=round(statistics.median(seconds for _, seconds in singly), 3),
+        one_client=round(statistics.median(one.one_client for one in told), 2),
+        ratio=round(statistics.median(ratios), 2),
+        ratios=[round(min(ratios), 2), round(max(ratios), 2)],
+        requests=rounds * requests,
+        lost=sum(one.lost for one in told),
+        mixed_up=sum(one.mixed_up for one in told),
+        seconds_alone=round(statistics.median(seconds for one in told for _, seconds in one.singly), 3),
         seconds_median=round(statistics.median(seconds), 3),
         seconds_p95=round(seconds[int(0.95 * len(seconds))], 3),
+        client_ms=round(statistics.median(one.client_ms for one in told), 1),
         threads=threads,
     )
 

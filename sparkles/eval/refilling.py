@@ -49,7 +49,7 @@ class RunningRows(Protocol):
 
     def step(self, token_ids: Sequence[int]) -> Tensor: ...
 
-    def keep(self, rows: Sequence[int]) -> list[int]: ...
+    def keep(self, rows: Sequence[int]) -> None: ...
 
     def remember(self, row: int) -> None: ...
 
@@ -184,7 +184,8 @@ class Desk:
             if row.goes_on:
                 self._batch.remember(place)
         staying = [place for place, row in enumerate(self._rows) if row not in ended]
-        self._rows = [self._rows[place] for place in self._batch.keep(staying)]
+        self._batch.keep(staying)
+        self._rows = [self._rows[place] for place in staying]
 
     def _join(self) -> None:
         room = self.most_rows - len(self._rows)

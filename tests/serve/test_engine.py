@@ -257,6 +257,57 @@ def test_what_takes_too_long_ends_as_it_is_or_is_refused(
     assert isinstance(second, LateError)
 
 
+def test_whoever_waits_to_be_read_is_refused_in_time_too(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparkles.serve.engine.AnswerText", EndlessText)
+    engine = make_engine(max_batch_size=1, seconds=30.0)
+    questions = [nano.question(prompt, max_tokens=1_000_000) for prompt in prompts(3)]
+
+    async def ask() -> None:
+        writing, read_ahead = (asyncio.ensure_future(answers(engine, one)) for one in questions[:2])
+        await asyncio.sleep(0.2)
+        assert engine._room == 0, "the second is read while the first is answered, and nobody else"
+        engine.seconds = 0.2
+        with pytest.raises(LateError, match=r"within 0\.2 seconds"):
+            async with asyncio.timeout(10):
+                await answers(engine, questions[2])
+        for one in (writing, read_ahead):
+            one.cancel()
+
+    asyncio.run(ask())
+
+
+def test_room_to_read_is_given_back_whatever_happens(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(max_batch_size=2)
+    room = engine._room
+    (prompt,) = prompts(1)
+    question = nano.question(prompt, choices=2)
+
+    async def leave_early() -> None:
+        async with aclosing(engine.answer(question)) as pieces:
+            await anext(pieces)
+
+    async def ask() -> None:
+        for part in ("encode_images", "embed"):
+            with monkeypatch.context() as broken:
+                broken.setattr(nano.model, part, lambda *_: 1 / 0)
+                with pytest.raises(EngineError):
+                    await answers(engine, nano.question(prompts(3)[2]))
+        with monkeypatch.context() as broken:
+            broken.setattr(engine._batch, "step", lambda _: 1 / 0)
+            with pytest.raises(EngineError):
+                await answers(engine, question)
+        await asyncio.gather(*(leave_early() for _ in range(4)))
+        await together(engine, [question, nano.question(prompt, beams=2, max_tokens=3), question])
+
+    asyncio.run(ask())
+    engine.close()
+    assert engine._room == room
+
+
 def test_places_are_limited_and_given_back(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(max_batch_size=1, max_waiting=1)
     for _ in range(2):
