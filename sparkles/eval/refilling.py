@@ -49,7 +49,7 @@ class RunningRows(Protocol):
 
     def step(self, token_ids: Sequence[int]) -> Tensor: ...
 
-    def keep(self, rows: Sequence[int]) -> None: ...
+    def keep(self, rows: Sequence[int]) -> list[int]: ...
 
     def remember(self, row: int) -> None: ...
 
@@ -184,8 +184,7 @@ class Desk:
             if row.goes_on:
                 self._batch.remember(place)
         staying = [place for place, row in enumerate(self._rows) if row not in ended]
-        self._batch.keep(staying)
-        self._rows = [self._rows[place] for place in staying]
+        self._rows = [self._rows[place] for place in self._batch.keep(staying)]
 
     def _join(self) -> None:
         room = self.most_rows - len(self._rows)

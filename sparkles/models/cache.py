@@ -5,7 +5,7 @@ H heads of width D.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
@@ -14,57 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from sparkles.types import InputError
 
-Block = tuple[slice, int]
-"""Rows one behind the other, and how many columns the longest of them has."""
-
 _SPARE_COLUMNS = 64
-
-
-class Blocks(Tensor):
-    """Keys or values of rows of different lengths, float[R, H, T, D], of which attention reads what each block has.
-
-    On a CPU it takes as long as memory does. To all else this is a tensor like others.
-    """
-
-    _blocks: Sequence[Block]
-
-    @classmethod
-    def of(cls, states: Tensor, blocks: Sequence[Block]) -> "Blocks":
-        """The same memory."""
-        found = states.as_subclass(cls)
-        found._blocks = blocks
-        return found
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            if func is F.scaled_dot_product_attention and isinstance(args[1], cls):
-                return _attend(*args, **(kwargs or {}))
-            return func(*args, **(kwargs or {}))
-
-
-def _attend(query: Tensor, key: Blocks, value: Tensor, *, attn_mask: Tensor, **kwargs: Any) -> Tensor:
-    """float[R, H, S, D]"""
-    return torch.cat(
-        [
-            F.scaled_dot_product_attention(
-                query[rows],
-                key[rows, :, :used],
-                value[rows, :, :used],
-                attn_mask=attn_mask[rows, ..., :used],
-                **kwargs,
-            )
-            for rows, used in key._blocks
-        ]
-    )
 
 
 class RowMemory:
@@ -85,7 +40,6 @@ class RowMemory:
         self.rows = slice(0, 0)
         self.seen = self.used = 0
         self.where = torch.empty(0, dtype=torch.int64)
-        self.blocks: Sequence[Block] = ()
 
     def _hold(self, states: Tensor) -> None:
         self.states = states
@@ -103,7 +57,7 @@ class RowMemory:
         room_rows, room_columns = self.room
         if rows <= room_rows and columns <= room_columns:
             return
-        rows = rows + rows // 4 if rows > room_rows else room_rows
+        rows = max(rows, room_rows + room_rows // 4) if rows > room_rows else room_rows
         columns = columns + columns // 2 + _SPARE_COLUMNS if columns > room_columns else room_columns
         if self._few_shapes:
             rows, columns = (1 << (number - 1).bit_length() for number in (rows, columns))
@@ -114,13 +68,8 @@ class RowMemory:
         if self._few_shapes:
             self._stay_in_place()
 
-    def point_at(self, start: int, columns: Tensor, used: int, blocks: Sequence[Block] = ()) -> None:
-        """The next tokens go to these columns, int64[B, S], of the rows from `start` on, and see the first `used`.
-
-        Args:
-            blocks: of these rows all, where some see fewer columns.
-        """
-        self.blocks = blocks
+    def point_at(self, start: int, columns: Tensor, used: int) -> None:
+        """The next tokens go to these columns, int64[B, S], of the rows from `start` on, and see the first `used`."""
         heads, room = self.states.shape[3:5]
         self.rows = slice(start, start + len(columns))
         self.used = used
@@ -161,8 +110,6 @@ class _Layer(DynamicLayer):
         for flat, states in zip(self.flat, (key_states, value_states), strict=True):
             flat.index_copy_(0, memory.where, states.flatten(0, 2))
         keys, values = (room[memory.rows, :, : memory.used] for room in self.rooms)
-        if memory.blocks:
-            keys, values = (Blocks.of(states, memory.blocks) for states in (keys, values))
         return keys, values
 
     def get_seq_length(self) -> int:

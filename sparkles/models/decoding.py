@@ -8,7 +8,6 @@ of width D, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sparkles.models.cache import Beginnings, Block, RowMemory, common_length
+from sparkles.models.cache import Beginnings, RowMemory, common_length
 from sparkles.types import IMAGE_TOKEN_ID, InputError
 
 Embed = Callable[[Tensor, Sequence[int]], Tensor]
@@ -34,9 +33,6 @@ _TOKENS_AT_ONCE_ELSEWHERE = 16_384
 _TOKENS_OF_A_CALL = {"cpu": 32}
 """Whose reading takes as long as the call itself."""
 _TOKENS_OF_A_CALL_ELSEWHERE = 512
-_ROWS_OF_A_BLOCK, _MOST_BLOCKS = 8, 8
-"""At least so many rows, at most so many blocks: to attend to a block costs a call, to all rows at once padding."""
-_NOWHERE = -1
 _WORTH_READING = 16
 """Tokens that several prompts begin with, to be read for all of them before the rest."""
 
@@ -173,13 +169,9 @@ class RunningBatch:
     def __init__(self, reader: PromptReader, *, compile_backend: str | None = None) -> None:
         self._language = reader.language
         self._reader = reader
-        self._rows: list[_Row] = []
-        self._is_arranged = True
-        self._blocks: list[slice] = []
+        self._rows: list[list[int]] = []  # what each has read
         self._has_few_shapes = compile_backend is not None
         self._memory = RowMemory(self._language, few_shapes=self._has_few_shapes)
-        # Where a call costs more than to read padding, there is one block.
-        self._in_blocks = self._memory.device.type == "cpu" and not self._has_few_shapes
         self._step_through: Any = self._language
         if compile_backend is not None:
             graphs = compile_backend == "inductor" and self._language.device.type == "cuda"
@@ -192,106 +184,55 @@ class RunningBatch:
 
     def join(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """Read prompts, each into a row behind those that are there; which prompt is in each new row."""
-        start = 1 + max((row.place for row in self._rows), default=-1)
-        order = self._reader.read_into(self._memory, start, prompts)
-        self._rows += [
-            _Row(list(prompts[index][:-1]), place) for place, index in enumerate(order, start=start)
-        ]
-        self._is_arranged = False
+        order = self._reader.read_into(self._memory, len(self._rows), prompts)
+        self._rows += [list(prompts[index][:-1]) for index in order]
         return order
 
     def enter(self, prompt: Sequence[int], read: Tensor, copies: int = 1) -> None:
         """Add rows of one prompt that was `read` elsewhere."""
-        self._memory.make_room(
-            len(self._rows) + copies, len(prompt)
-        )  # if there is no memory, all stays as it is
-        self._rows += [_Row(list(prompt[:-1]), _NOWHERE, read) for _ in range(copies)]
-        self._is_arranged = False
+        numbers = list(prompt[:-1])
+        places = range(len(self._rows), len(self._rows) + copies)
+        self._memory.make_room(places.stop, len(numbers))
+        for place in places:
+            self._memory.write(place, read[:, :, :, : len(numbers)])
+            self._rows.append(list(numbers))
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
         """Go on with the newest token of each row, at first its prompt's last: float32[R, V], of their next ones."""
-        if not self._is_arranged:
-            self._arrange()
         memory = self._memory
-        places = torch.tensor([row.place for row in self._rows])
-        newest, lengths = (torch.zeros_like(places) for _ in range(2))
-        newest[places] = torch.tensor(token_ids)
-        lengths[places] = torch.tensor([len(row.read) for row in self._rows])
+        lengths = torch.tensor([len(row) for row in self._rows])
         used, even = int(lengths.max()) + 1, bool((lengths == lengths[0]).all())
         memory.make_room(len(lengths), used)
-        blocks = []
+        newest = torch.tensor(token_ids)
         if self._has_few_shapes:
             rows, used = memory.room
             newest, lengths = (F.pad(one, (0, rows - len(one))) for one in (newest, lengths))
             even = False
-        elif not even:
-            blocks = [(rows, int(lengths[rows].max()) + 1) for rows in self._blocks]
         output = self._step_through(
             input_ids=newest[:, None].to(memory.device),
             logits_to_keep=1,
-            **_placed(
-                self._language, memory, 0, lengths[:, None], lengths + 1, used=used, even=even, blocks=blocks
-            ),
+            **_placed(self._language, memory, 0, lengths[:, None], lengths + 1, used=used, even=even),
         )
         for row, token_id in zip(self._rows, token_ids, strict=True):
-            row.read.append(token_id)
-        logits: Tensor = output.logits[:, 0].float()
-        return logits[places]
+            row.append(token_id)
+        logits: Tensor = output.logits[: len(self._rows), 0].float()
+        return logits
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Forget the others; these are then the rows, in this order."""
-        self._rows = [self._rows[row] for row in rows]
-        self._is_arranged = False
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Forget the others, of which the last rows take the places; which row is now in each place."""
+        number, staying = len(rows), set(rows)
+        behind = [row for row in rows if row >= number]
+        order = [row if row in staying else behind.pop() for row in range(number)]
+        for place, row in enumerate(order):
+            if place != row:
+                self._memory.write(place, self._memory.read(row, len(self._rows[row])))
+        self._rows = [self._rows[row] for row in order]
+        return order
 
     def remember(self, row: int) -> None:
         """Keep what a row has read, for prompts that begin likewise."""
-        one = self._rows[row]
-        if one.entering is None:
-            self._reader.beginnings.add(one.read, self._memory.read(one.place, len(one.read)))
-
-    def _arrange(self) -> None:
-        """Put the rows into the first places, those of about one length into one block; few have to move for it."""
-        self._blocks = _blocks(len(self._rows)) if self._in_blocks else []
-        by_length = sorted(self._rows, key=lambda row: (-len(row.read), row.place))
-        moving: list[tuple[_Row, int]] = []
-        for block in self._blocks or [slice(0, len(self._rows))]:
-            free = set(range(block.start, block.stop))
-            strangers = []
-            for row in by_length[block]:
-                if row.place in free:
-                    free.remove(row.place)
-                else:
-                    strangers.append(row)
-            moving += zip(strangers, sorted(free), strict=True)
-        # Before any of these places is written.
-        states = [
-            self._memory.read(row.place, len(row.read)).clone() if row.entering is None else row.entering
-            for row, _ in moving
-        ]
-        self._memory.make_room(len(self._rows), max((len(row.read) for row in self._rows), default=0))
-        for (row, place), read in zip(moving, states, strict=True):
-            self._memory.write(place, read[:, :, :, : len(row.read)])
-            row.place, row.entering = place, None
-        self._is_arranged = True
-
-
-@dataclass(eq=False)
-class _Row:
-    read: list[int]
-    place: int
-    """In memory."""
-    entering: Tensor | None = None
-    """What was read elsewhere, and is to be written to its place."""
-
-
-def _blocks(rows: int) -> list[slice]:
-    """Of about as many rows each.
-
-    >>> _blocks(20)
-    [slice(0, 10, None), slice(10, 20, None)]
-    """
-    number = max(1, min(rows // _ROWS_OF_A_BLOCK, _MOST_BLOCKS))
-    return [slice(*ends) for ends in pairwise(rows * place // number for place in range(number + 1))]
+        read = self._rows[row]
+        self._reader.beginnings.add(read, self._memory.read(row, len(read)))
 
 
 def _placed(
@@ -303,7 +244,6 @@ def _placed(
     *,
     used: int,
     even: bool,
-    blocks: Sequence[Block] = (),
 ) -> dict[str, Any]:
     """Arguments of a model for tokens that go into the rows from `start` on.
 
@@ -313,7 +253,7 @@ def _placed(
         used: columns to look at.
         even: all rows look at the same columns: none but those in front of a token is in use.
     """
-    memory.point_at(start, columns, used, blocks)
+    memory.point_at(start, columns, used)
     positions = columns.minimum(lengths[:, None] - 1).to(memory.device)
     return {
         "attention_mask": _masks(language, positions, used, even=even),

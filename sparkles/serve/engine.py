@@ -557,8 +557,7 @@ class Engine:
         for index, row in enumerate(self._rows):
             if row.finish_reason is not None and row.choice == 0:
                 self._batch.remember(index)
-        self._batch.keep(staying)
-        self._rows = [self._rows[index] for index in staying]
+        self._rows = [self._rows[index] for index in self._batch.keep(staying)]
 
 
 def _hand_over(news: Sequence[tuple[_Exchange, Piece | Exception]]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -43,11 +42,6 @@ Make = Callable[[], PreTrainedModel]
 
 def llama(**config: Any) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SHAPE, **config))
-
-
-def multi_head_llama() -> PreTrainedModel:
-    """Without keys that several heads share."""
-    return LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_key_value_heads": 4}))
 
 
 def eager_llama() -> PreTrainedModel:
@@ -100,19 +94,6 @@ class Embedder:
         return embeds.masked_scatter(is_slot[..., None], torch.cat(shown))
 
 
-class KeyShapes(TorchDispatchMode):
-    """Rows and columns that attention is called with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[int, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "scaled_dot_product" in str(func):
-            self.shapes.append((args[1].shape[0], args[1].shape[2]))
-        return func(*args, **(kwargs or {}))
-
-
 def running(
     make: Make = llama, *, remembered_bytes: int = 2**28, **options: Any
 ) -> tuple[RunningBatch, Embedder]:
@@ -159,14 +140,13 @@ def prompts_of(rng: random.Random, number: int) -> list[list[int]]:
     return [[number for piece in pieces for number in piece] for pieces in known[1:]]
 
 
-@pytest.mark.parametrize("make", [llama, multi_head_llama, eager_llama, mistral, qwen, gpt2])
+@pytest.mark.parametrize("make", [llama, eager_llama, mistral, qwen, gpt2])
 @pytest.mark.parametrize("remembered_bytes", [0, 20_000, 2**28])
 @torch.inference_mode()
 def test_rows_that_come_and_go_say_what_they_say_alone(
     make: Make, remembered_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "_WORTH_READING", 2)
-    monkeypatch.setattr(decoding, "_ROWS_OF_A_BLOCK", 2)
     monkeypatch.setitem(decoding._TOKENS_AT_ONCE, "cpu", 60)
     monkeypatch.setattr(cache, "_SPARE_COLUMNS", 1)
     batch, _ = running(make, remembered_bytes=remembered_bytes)
@@ -196,8 +176,7 @@ def test_rows_that_come_and_go_say_what_they_say_alone(
                 batch.remember(place)
         staying = [place for place, index in enumerate(rows) if len(said[index]) < NEW]
         if len(staying) < len(rows):
-            batch.keep(staying)
-            rows = [rows[place] for place in staying]
+            rows = [rows[place] for place in batch.keep(staying)]
     assert [said[index] for index in range(len(prompts))] == expected
 
 
@@ -310,31 +289,11 @@ def test_a_prompt_ends_with_a_word(prompt: list[int]) -> None:
 
 
 @torch.inference_mode()
-def test_rows_that_stay_keep_their_order() -> None:
+def test_a_row_that_leaves_gives_its_place_to_the_last() -> None:
     batch, _ = running()
-    prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11]]
-    order = batch.join(prompts)
-    assert sorted(order) == [0, 1, 2, 3]
-    batch.keep([3, 1])
-    batch.enter([12, 13, 14], reader_of(batch).read([[12, 13, 14]])[0])
-    staying = [prompts[order[3]], prompts[order[1]], [12, 13, 14]]
-    first = batch.step([prompt[-1] for prompt in staying]).argmax(1).tolist()
-    assert first == [alone(batch, prompt)[0] for prompt in staying]
-    batch.keep([])
-    assert batch.join([[1, 2]]) == [0]
-
-
-@torch.inference_mode()
-def test_attention_reads_of_a_block_of_rows_no_more_than_its_longest_has(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(decoding, "_ROWS_OF_A_BLOCK", 2)
-    batch, _ = running(multi_head_llama)
-    prompts = [list(range(1, length + 1)) for length in (3, 11, 5, 9, 4)]
-    order = batch.join(prompts)
-    with KeyShapes() as keys:
-        batch.step([prompts[index][-1] for index in order])
-    assert keys.shapes == [(2, 11), (3, 5)] * SHAPE["num_hidden_layers"]
+    batch.join([[1, 2, 3], [4, 5], [6]])
+    assert batch.keep([1, 2]) == [2, 1]
+    assert batch.keep([]) == []
 
 
 @pytest.mark.parametrize(

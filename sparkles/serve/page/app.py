@@ -23,14 +23,14 @@ from sparkles.serve.starters import Example
 
 USER = "sparkles"
 _HERE = Path(__file__).parent
-_SCRIPTS = "history.js", "editor.js", "show.js"
+_SCRIPTS = "history.js", "editor.js", "moving.js", "undo.js", "show.js"
 _NOT_KEPT = "Conversations are kept in the server's memory alone, and forgotten when it ends."
 _KEPT = (
     f"{_NOT_KEPT} Answers that you rate or flag are written to its disk, with the conversation up to there and its "
     "pictures."
 )
 _ROUTES = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|login|login_check|(assets|static)/.*|gradio_api/queue/(join|data))/?"
+    r"/|/(config|theme\.css|favicon\.ico|login|login_check|(assets|static)/.*|gradio_api/(app_id|queue/(join|data)))/?"
 )
 """What the page asks for. The rest of gradio's is shut: it takes and reads files, fetches URLs, edits the program."""
 
@@ -94,19 +94,24 @@ def _blocks(handlers: Handlers, *, defaults: Sampling, about: str) -> gr.Blocks:
         chat = _chat_box(handlers, about)
 
         visit, shown = [secret, key], [secret, chat, key]
-        blocks.load(handlers.arrive, secret, shown)
-        new.click(handlers.new, secret, shown)
-        key.input(handlers.open, visit, shown)
-        delete.click(handlers.delete, visit, shown)
-        clear.click(handlers.clear, secret, shown)
-        save_zip.click(handlers.save_zip, visit, shown)
-        save_html.click(handlers.save_html, visit, shown)
-        chat.ask(handlers.ask, [*visit, *settings], shown)
-        chat.retry(handlers.retry, [*visit, *settings], shown)
-        chat.example(handlers.example, [secret, *settings], shown)
-        chat.stop(handlers.stop, visit)
-        chat.edit(handlers.edit, visit, shown)
-        chat.rate(handlers.rate, visit, shown)
+        for event, handler, inputs, outputs in (
+            (blocks.load, handlers.arrive, secret, shown),
+            (new.click, handlers.new, secret, shown),
+            (key.input, handlers.open, visit, shown),
+            (delete.click, handlers.delete, visit, shown),
+            (clear.click, handlers.clear, secret, shown),
+            (save_zip.click, handlers.save_zip, visit, shown),
+            (save_html.click, handlers.save_html, visit, shown),
+            (chat.ask, handlers.ask, [*visit, *settings], shown),
+            (chat.retry, handlers.retry, [*visit, *settings], shown),
+            (chat.example, handlers.example, [secret, *settings], shown),
+            (chat.stop, handlers.stop, visit, None),
+            (chat.edit, handlers.edit, visit, shown),
+            (chat.rate, handlers.rate, visit, shown),
+        ):
+            # What gradio would show is also read out: "common.complete", after each. And it would refuse a key that it
+            # does not know; a page may be older than the server, which the handlers say.
+            event(handler, inputs, outputs, show_progress="hidden", preprocess=False)
     return blocks
 
 

@@ -1,19 +1,35 @@
 // The question that is being written: text with pictures between the words, as chips that are numbered on from the
 // history's. What leaves here is a list of {text} and {picture: data URL}, in the order in which they stand.
+//
+// Inside, it is a list of items, characters and chips. A place is the number of items in front of it.
 
 const LONGEST_SIDE = 1024; // pixels; larger pictures are scaled down before they are sent
+const PATIENCE = 2000; // milliseconds until it is checked whether the server is there
 const ZERO_WIDTH = /\u200b/g; // beside chips, so that the cursor has a place there
+const PARTS = "application/x-sparkles-parts"; // in the clipboard
+const DRAFT = "sparkles-draft"; // in this tab's storage
 
 const editor = find(".editor");
 const notice = find(".notice");
 let cursor = null; // where the next picture goes while the focus is elsewhere
 let arriving = 0; // pictures that are being read
+let sent = null; // items of a question of which the server has said nothing yet
 
 if (!editor.isContentEditable) editor.contentEditable = "true";
 
-document.addEventListener("selectionchange", () => {
+// What is selected in the editor, or was when it last had the focus.
+function selectedRange() {
   const selection = getSelection();
-  if (selection.rangeCount && editor.contains(selection.anchorNode)) cursor = selection.getRangeAt(0).cloneRange();
+  const here = document.activeElement === editor && selection.rangeCount && editor.contains(selection.anchorNode);
+  if (here) cursor = selection.getRangeAt(0).cloneRange();
+  return cursor ?? rangeAt(Infinity);
+}
+
+document.addEventListener("selectionchange", selectedRange);
+
+editor.addEventListener("focusin", ({ target }) => {
+  const chip = chipAround(target);
+  if (chip) cursor = rangeAt(contents().indexOf(chip) + 1);
 });
 
 function readUrl(blob) {
@@ -43,7 +59,7 @@ function newChip(url) {
   const remove = button("\u00d7", () => removeChip(chip), { tabindex: "-1" });
   const chip = make(
     "span",
-    { class: "chip", contenteditable: "false", tabindex: "0", role: "group", "data-picture": "" },
+    { class: "chip", contenteditable: "false", draggable: "true", tabindex: "0", role: "group", "data-picture": "" },
     make("img", { src: url, alt: "", draggable: "false" }),
     make("span"),
     remove,
@@ -51,9 +67,69 @@ function newChip(url) {
   return chip;
 }
 
-// A chip, and the place for the cursor behind it.
-function withPlace(url) {
-  return [newChip(url), document.createTextNode("\u200b")];
+// A chip, and the places for the cursor beside it.
+function withPlaces(chip) {
+  return ["\u200b", chip, "\u200b"];
+}
+
+const chipAround = (node) => (node.closest ? node : node.parentElement)?.closest(".chip");
+
+// The texts, chips and line breaks of which the editor's content consists, with the number of items in each.
+function leaves() {
+  const found = [];
+  const walk = (node) => {
+    if (node.nodeType === Node.TEXT_NODE) found.push([node, shownLength(node.data)]);
+    else if (node.classList.contains("chip") || node.tagName === "BR") found.push([node, 1]);
+    else node.childNodes.forEach(walk);
+  };
+  editor.childNodes.forEach(walk);
+  return found;
+}
+
+function shownLength(text) {
+  return text.replace(ZERO_WIDTH, "").length;
+}
+
+function contents() {
+  return leaves().flatMap(([leaf]) => {
+    if (leaf.nodeType === Node.TEXT_NODE) return leaf.data.replace(ZERO_WIDTH, "").split("");
+    return leaf.tagName === "BR" ? "\n" : leaf;
+  });
+}
+
+function placeOf(node, offset) {
+  const end = document.createRange();
+  end.setStart(node, offset);
+  let place = 0;
+  for (const [leaf, size] of leaves()) {
+    if (leaf === node) return place + shownLength(leaf.data.slice(0, offset));
+    if (end.comparePoint(leaf, 0) >= 0) break;
+    place += size;
+  }
+  return place;
+}
+
+function rangeAt(place) {
+  const range = document.createRange();
+  range.selectNodeContents(editor);
+  range.collapse(false);
+  let left = place;
+  for (const [leaf, size] of leaves()) {
+    if (leaf.nodeType === Node.TEXT_NODE && left <= size) {
+      let offset = 0;
+      for (; left; offset += 1) left -= shownLength(leaf.data[offset]);
+      range.setStart(leaf, offset);
+      range.collapse(true);
+      break;
+    }
+    left -= size;
+  }
+  return range;
+}
+
+function selected() {
+  const { startContainer, startOffset, endContainer, endOffset } = selectedRange();
+  return [placeOf(startContainer, startOffset), placeOf(endContainer, endOffset)];
 }
 
 function chips() {
@@ -67,16 +143,16 @@ function number() {
     if (chip.dataset.picture === name) return;
     chip.dataset.picture = name;
     label.textContent = `IMAGE#${name}`;
-    chip.setAttribute("aria-label", `IMAGE#${name}; Delete removes it`);
+    chip.setAttribute("aria-label", `IMAGE#${name}; Delete removes it, Shift with an arrow key moves it`);
     remove.setAttribute("aria-label", `Remove IMAGE#${name}`);
   });
 }
 
 function removeChip(chip) {
-  const after = document.createRange();
-  after.setStartAfter(chip);
-  chip.remove();
-  placeCursor(after);
+  const items = contents();
+  const place = items.indexOf(chip);
+  write(items.toSpliced(place, 1), place);
+  placeCursor(cursor);
 }
 
 function placeCursor(range) {
@@ -85,36 +161,32 @@ function placeCursor(range) {
   getSelection().addRange(range);
 }
 
-function insert(...nodes) {
-  let range = cursor;
-  if (!range || !editor.contains(range.startContainer)) {
-    range = document.createRange();
-    range.selectNodeContents(editor);
-    range.collapse(false);
-  }
+function insert(items, range) {
   range.deleteContents();
-  for (const node of nodes) {
+  const chip = chipAround(range.startContainer);
+  if (chip) range.setStartAfter(chip);
+  for (const node of nodesOf(items)) {
     range.insertNode(node);
     range.setStartAfter(node);
     range.collapse(true);
   }
+  editor.normalize();
   placeCursor(range);
   tidy();
 }
 
-async function insertPictures(files) {
+// Where they were dropped or the cursor was, though one may write on while they are read.
+async function insertPictures(files, range = selectedRange().cloneRange()) {
   const wanted = [...files].filter((file) => file.type.startsWith("image/"));
   if (!wanted.length) return tell("Only pictures can be put between the words.");
   arriving += 1;
-  try {
-    const urls = await Promise.all(wanted.map(readPicture));
-    insert(...urls.flatMap(withPlace));
-    tell("");
-  } catch {
-    tell("This picture cannot be read; expected PNG, JPEG, WebP, GIF or BMP.");
-  } finally {
-    arriving -= 1;
-  }
+  const read = await Promise.allSettled(wanted.map(readPicture));
+  arriving -= 1;
+  const urls = read.flatMap(({ value }) => value ?? []);
+  if (urls.length) insert(urls.map(newChip), range);
+  const failed = wanted.filter((_, index) => read[index].reason).map(({ name }) => name);
+  const hint = "expected PNG, JPEG, WebP, GIF or BMP that this browser can show; it may be broken, or too large";
+  tell(failed.length ? `${failed.join(", ")} cannot be read: ${hint}.` : "");
 }
 
 function tell(text) {
@@ -139,52 +211,98 @@ function chipBeside(forward) {
   return node?.classList?.contains("chip") ? node : null;
 }
 
-function read() {
+function read(items = contents()) {
   const parts = [];
-  const write = (text) => {
-    if (parts.at(-1)?.text !== undefined) parts.at(-1).text += text;
-    else parts.push({ text });
-  };
-  const walk = (node) => {
-    if (node.nodeType === Node.TEXT_NODE) write(node.data.replace(ZERO_WIDTH, ""));
-    else if (node.classList.contains("chip")) parts.push({ picture: node.firstChild.src });
-    else if (node.tagName === "BR") write("\n");
-    else node.childNodes.forEach(walk);
-  };
-  editor.childNodes.forEach(walk);
+  for (const item of items) {
+    if (item instanceof Node) parts.push({ picture: item.firstChild.src });
+    else if (parts.at(-1)?.text !== undefined) parts.at(-1).text += item;
+    else parts.push({ text: item });
+  }
+  return parts;
+}
+
+function question() {
+  const parts = read();
   if (parts[0]?.text !== undefined) parts[0].text = parts[0].text.trimStart();
   if (parts.at(-1)?.text !== undefined) parts.at(-1).text = parts.at(-1).text.trimEnd();
   return parts.filter((part) => part.text !== "");
 }
 
-function write(parts) {
-  editor.replaceChildren(...parts.flatMap((part) => (part.picture ? withPlace(part.picture) : part.text)));
-  const end = document.createRange();
-  end.selectNodeContents(editor);
-  end.collapse(false);
-  placeCursor(end);
+const itemsOf = (parts) => parts.flatMap(({ text, picture }) => (picture ? newChip(picture) : text.split("")));
+
+function nodesOf(items) {
+  const nodes = [];
+  for (const item of items) {
+    if (item instanceof Node) nodes.push(...withPlaces(item));
+    else if (typeof nodes.at(-1) === "string") nodes.push(nodes.pop() + item);
+    else nodes.push(item);
+  }
+  return nodes.map((node) => (node instanceof Node ? node : document.createTextNode(node)));
 }
 
-function tidy() {
+function write(items, place = items.length) {
+  editor.replaceChildren(...nodesOf(items));
+  editor.normalize();
+  cursor = rangeAt(place);
+  tidy(place);
+}
+
+function tidy(place) {
   number();
-  editor.classList.toggle("empty", !read().length);
+  if (peeked && !peeked.isConnected) peek.hidePopover();
+  editor.classList.toggle("empty", !question().length);
+  remember(place);
 }
 
 function send() {
-  const parts = read();
-  if (arriving || current.answering || !parts.length) return;
+  const parts = question();
+  if (current.answering) return tell("An answer is still being written; wait for its end, or stop it.");
+  if (arriving) return tell("A picture is still being read; send the question when it is there.");
+  if (!parts.length) return tell("The question is empty; write something, or add a picture.");
   tell("");
+  expectReply(contents());
   write([]);
+  placeCursor(cursor);
+  forget();
   trigger("ask", { parts });
 }
 
-new MutationObserver(tidy).observe(editor, { childList: true, subtree: true, characterData: true });
+// Gradio says when the server cannot be reached, but not to whom it did not get through.
+function expectReply(items) {
+  sent = items;
+  setTimeout(async () => {
+    if (sent !== items) return;
+    const reached = await fetch("theme.css", { cache: "no-store" }).then(() => true, () => false);
+    if (sent !== items) return;
+    if (reached) return expectReply(items);
+    sent = null;
+    write([...items, ...contents()]);
+    placeCursor(cursor);
+    tell("The server cannot be reached; the question is here again.");
+  }, PATIENCE);
+}
+
+new MutationObserver(() => tidy()).observe(editor, { childList: true, subtree: true, characterData: true });
+
+const FORWARD = { ArrowLeft: false, Backspace: false, ArrowRight: true, Delete: true };
+
+// One key goes over what can be seen, or deletes it.
+function skipZeroWidth(forward) {
+  const selection = getSelection();
+  const { anchorNode: node, anchorOffset } = selection;
+  if (!selection.isCollapsed || node?.nodeType !== Node.TEXT_NODE) return;
+  let offset = anchorOffset;
+  while (node.data[forward ? offset : offset - 1] === "\u200b") offset += forward ? 1 : -1;
+  if (offset !== anchorOffset) selection.collapse(node, offset);
+}
 
 editor.addEventListener("keydown", (event) => {
   const chip = event.target.closest(".chip");
   if (chip && (event.key === "Delete" || event.key === "Backspace")) {
     event.preventDefault();
     removeChip(chip);
+  } else if (event.key in FORWARD && !chip) {
+    skipZeroWidth(FORWARD[event.key]);
   } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     send();
@@ -202,27 +320,37 @@ editor.addEventListener("beforeinput", (event) => {
 
 editor.addEventListener("paste", (event) => {
   event.preventDefault();
+  placeCursor(selectedRange()); // from a chip
+  const parts = partsIn(event.clipboardData);
   if (event.clipboardData.files.length) insertPictures(event.clipboardData.files);
+  else if (parts) insert(itemsOf(parts), cursor);
   else document.execCommand("insertText", false, event.clipboardData.getData("text/plain"));
 });
 
-editor.addEventListener("dragstart", (event) => event.preventDefault());
+// What was cut or copied here. Another page may have put something there that names pictures elsewhere: not fetched.
+function partsIn(clipboard) {
+  const given = clipboard.getData(PARTS);
+  return given && JSON.parse(given).filter(({ picture }) => !picture || /^data:image\//.test(picture));
+}
 
-element.addEventListener("dragover", (event) => {
-  if (event.dataTransfer.types.includes("Files")) event.preventDefault();
-});
+const words = (items) => items.map((item) => (item instanceof Node ? ` IMAGE#${item.dataset.picture} ` : item)).join("");
 
-element.addEventListener("drop", (event) => {
-  if (!event.dataTransfer.files.length) return;
+function copy(event) {
+  const [start, end] = selected();
+  if (start === end) return;
   event.preventDefault();
-  if (editor.contains(event.target)) {
-    const place = document.caretPositionFromPoint?.(event.clientX, event.clientY);
-    cursor = document.createRange();
-    if (place) cursor.setStart(place.offsetNode, place.offset);
-    else cursor = document.caretRangeFromPoint(event.clientX, event.clientY);
-  }
-  insertPictures(event.dataTransfer.files);
-});
+  const items = contents();
+  const copied = items.slice(start, end);
+  event.clipboardData.setData(PARTS, JSON.stringify(read(copied)));
+  event.clipboardData.setData("text/plain", words(copied));
+  if (event.type === "copy") return;
+  items.splice(start, end - start);
+  write(items, start);
+  placeCursor(cursor);
+}
+
+editor.addEventListener("copy", copy);
+editor.addEventListener("cut", copy);
 
 find(".attach").addEventListener("click", () => find("input").click());
 find("input").addEventListener("change", async ({ target }) => {
@@ -233,4 +361,13 @@ find(".stop").addEventListener("click", () => trigger("stop", {}));
 find(".composer").addEventListener("submit", (event) => {
   event.preventDefault();
   send();
+});
+
+// Gradio loads the page again when a server that was away is back.
+addEventListener("pagehide", () => {
+  try {
+    sessionStorage.setItem(DRAFT, JSON.stringify(read([...(sent ?? []), ...contents()])));
+  } catch {
+    sessionStorage.removeItem(DRAFT); // too large
+  }
 });

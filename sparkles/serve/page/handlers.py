@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from sparkles.serve.conversation import Chat, Conversation, Conversations, Turn, Visitors
+from sparkles.serve.conversation import Chat, ChatError, Conversation, Conversations, Turn, Visitors
 from sparkles.serve.engine import Sampling
 from sparkles.serve.export import file_stem, html_page, training_zip
 from sparkles.serve.feedback import Feedback
@@ -34,6 +34,14 @@ class _Visit:
     secret: str
     own: Conversations
     conversation: Conversation
+
+    def check(self, key: str | None) -> None:
+        """Raise ChatError if the page shows another: the server was started again, or it was deleted elsewhere.
+
+        A page that has only just come shows none yet.
+        """
+        if key and self.conversation.key != key:
+            raise ChatError("The server has forgotten this conversation; go on in another one.")
 
     def shown(self, **more: Any) -> Shown:
         """The page shows it, whatever it showed before."""
@@ -88,15 +96,13 @@ class Handlers:
         self, event: gr.EventData, secret: str | None, key: str, *settings: float
     ) -> AsyncIterator[Shown]:
         """Answer a question; one that cannot be asked goes back into the editor."""
-        ask = partial(self.chat.ask, parts=event.parts)
-        async for shown in _answer(
-            self._visit_at(secret, key), ask, settings, handover={"parts": event.parts}
-        ):
+        ask, handover = partial(self.chat.ask, parts=event.parts), {"parts": event.parts}
+        async for shown in _answer(self._visit_at(secret, key), key, ask, settings, handover):
             yield shown
 
     async def retry(self, secret: str | None, key: str, *settings: float) -> AsyncIterator[Shown]:
         """Answer the last question again."""
-        async for shown in _answer(self._visit_at(secret, key), self.chat.retry, settings):
+        async for shown in _answer(self._visit_at(secret, key), key, self.chat.retry, settings):
             yield shown
 
     async def example(
@@ -106,7 +112,8 @@ class Handlers:
         visit = self._visit(secret, Conversations.new)
         turns = visit.conversation.turns
         for question in self.examples[event.index].questions:
-            async for shown in _answer(visit, partial(self.chat.ask, parts=question), settings):
+            ask = partial(self.chat.ask, parts=question)
+            async for shown in _answer(visit, visit.conversation.key, ask, settings):
                 yield shown
             if visit.conversation.turns is turns or visit.conversation.turns[-1].ending == "stopped":
                 return
@@ -114,7 +121,9 @@ class Handlers:
 
     def stop(self, secret: str | None, key: str) -> None:
         """End the answer that is being written."""
-        self._visit_at(secret, key).conversation.stop()
+        conversation = self._visit_at(secret, key).conversation
+        if conversation.key == key:
+            conversation.stop()
 
     def edit(self, secret: str | None, key: str) -> Shown:
         """Hand the last question back to the editor."""
@@ -149,6 +158,7 @@ class Handlers:
         """What the task hands over, or why it does not."""
         visit = self._visit_at(secret, key)
         try:
+            visit.check(key)
             return visit.shown(handover=task(visit.conversation))
         except InputError as error:
             return visit.shown(notice=str(error))
@@ -163,6 +173,7 @@ class Handlers:
 
 async def _answer(
     visit: _Visit,
+    key: str,
     ask: Callable[..., AsyncGenerator[Turn]],
     settings: Sequence[float],
     handover: dict[str, Any] | None = None,
@@ -170,11 +181,13 @@ async def _answer(
     """What the page shows while an answer grows.
 
     Args:
+        key: of the conversation on the screen.
         ask: takes a conversation and `sampling`.
         handover: to the page, if there is no answer.
     """
     looked = None
     try:
+        visit.check(key)
         async with aclosing(ask(visit.conversation, sampling=_sampling(*settings))) as turns:
             async for _ in turns:
                 if looked is None:
@@ -195,13 +208,15 @@ def _grown(visit: _Visit) -> Shown:
     return gr.skip(), view(visit.conversation), gr.skip()
 
 
-def _sampling(temperature: float, top_p: float, beams: float, max_tokens: float, seed: float) -> Sampling:
+def _sampling(
+    temperature: float, top_p: float, beams: float, max_tokens: float, seed: float | None
+) -> Sampling:
     return Sampling(
         max_tokens=int(max_tokens),
         temperature=temperature,
         top_p=top_p,
         beams=int(beams),
-        seed=int(seed) or None,
+        seed=int(seed or 0) or None,  # None: its field is empty
     )
 
 

@@ -128,9 +128,10 @@ let peeked = null;
 function peekAt(place) {
   const url = place.querySelector("img")?.src ?? current.pictures[place.dataset.picture];
   if (!url) return;
-  const [image, caption] = peek.children;
+  const [image, caption, hint] = peek.children;
   image.src = url;
   caption.textContent = `IMAGE#${place.dataset.picture}`;
+  hint.hidden = !place.draggable;
   peeked = place;
   peek.showPopover();
   const { left, top, bottom } = place.getBoundingClientRect();
@@ -145,7 +146,7 @@ peek.firstChild.addEventListener("load", ({ target }) => target.classList.toggle
 for (const event of ["pointermove", "focusin", "click"]) {
   element.addEventListener(event, ({ target }) => {
     const place = target.closest("[data-picture]");
-    if (place && (place !== peeked || !peek.matches(":popover-open"))) peekAt(place);
+    if (place?.isConnected && (place !== peeked || !peek.matches(":popover-open"))) peekAt(place);
   });
 }
 for (const event of ["pointerout", "focusout"]) {

@@ -5,7 +5,10 @@ let taken = null; // the last thing that was handed over once: a question to edi
 function take({ key, parts, file }) {
   if (key === taken) return;
   taken = key;
-  if (parts) write(parts);
+  if (parts) {
+    write(itemsOf(parts));
+    placeCursor(cursor);
+  }
   if (file) make("a", { href: file.url, download: file.name }).click();
 }
 
@@ -17,19 +20,20 @@ function uncover() {
 function show(view) {
   const left = current.key && view?.key !== current.key && !view?.opened; // an answer where nobody looks any more
   if (!view || left) return;
+  sent = null;
   const reading = document.documentElement.scrollHeight - innerHeight - scrollY > 160;
   const fresh = view.key !== current.key || view.turns.length > current.turns.length;
   current = view;
   drawHistory();
   number();
-  tell(view.notice);
+  if (view.notice || view.opened || !view.answering) tell(view.notice); // while an answer grows, what was told stays
   find(".stop").hidden = !view.answering;
   find(".send").hidden = view.answering;
   if (view.handover) take(view.handover);
   if (view.opened) uncover();
-  if (fresh || !reading) scrollTo({ top: document.documentElement.scrollHeight });
+  if (fresh || !reading) scrollTo({ top: view.turns.length ? document.documentElement.scrollHeight : 0 });
 }
 
 watch("value", () => show(props.value));
 show(props.value);
-tidy();
+write(itemsOf(JSON.parse(sessionStorage.getItem(DRAFT) ?? "[]")));

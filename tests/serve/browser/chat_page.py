@@ -16,6 +16,8 @@ class ChatPage:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.editor = page.get_by_role("textbox", name="Question with pictures between the words")
+        self.said = page.locator(".said")
+        """To those who cannot see what happens to the pictures in the editor."""
         self.turns = page.get_by_role("list", name="Conversation", exact=True).get_by_role("listitem")
 
     def open(self, address: str) -> Self:
@@ -73,7 +75,27 @@ class ChatPage:
 
     def drop(self, before: str, *files: Path) -> None:
         """As from a file manager, in front of a word in the editor."""
-        point = self.editor.evaluate(
+        x, y = self.point(before)
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        session = self.page.context.new_cdp_session(self.page)
+        for kind in ("dragEnter", "dragOver", "drop"):
+            session.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
+
+    def drag(self, name: str, *points: tuple[float, float], drop: bool = True) -> None:
+        """Take a picture in the editor with the mouse, over the points; let it go at the last, or not yet."""
+        self.settled()
+        mouse = self.page.mouse
+        self.chip(name).locator("img").hover()
+        mouse.down()
+        for x, y in points:
+            mouse.move(x, y, steps=3)
+        if drop:
+            mouse.up()
+
+    def point(self, before: str) -> tuple[float, float]:
+        """Where a word begins in the editor."""
+        self.settled()
+        x, y = self.editor.evaluate(
             """(editor, word) => {
                 const walker = document.createTreeWalker(editor, NodeFilter.SHOW_TEXT);
                 while (walker.nextNode() && !walker.currentNode.data.includes(word)) {}
@@ -82,14 +104,23 @@ class ChatPage:
                 range.setStart(walker.currentNode, start);
                 range.setEnd(walker.currentNode, start + 1);
                 const { left, top, height } = range.getBoundingClientRect();
-                return { x: left + 1, y: top + height / 2 };
+                return [left + 1, top + height / 2];
             }""",
             before,
         )
-        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
-        session = self.page.context.new_cdp_session(self.page)
-        for kind in ("dragEnter", "dragOver", "drop"):
-            session.send("Input.dispatchDragEvent", {"type": kind, **point, "data": data})
+        return x, y
+
+    def settled(self) -> None:
+        """The sidebar has come to rest, which opens after the page has come."""
+        self.page.evaluate(
+            """() => Promise.allSettled(
+                document.getAnimations().filter((one) => one instanceof CSSTransition).map((one) => one.finished)
+            )"""
+        )
+
+    def chip(self, name: str) -> Locator:
+        """A picture in the editor."""
+        return self.editor.get_by_role("group", name=re.compile(f"^{name}\\b"))
 
     def numbers(self) -> list[str]:
         """Of the pictures in the editor."""

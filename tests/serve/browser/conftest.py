@@ -105,6 +105,16 @@ def address(recording: RecordingEngine, pictures: list[Path], kept: Path) -> Ite
         yield f"http://127.0.0.1:{server.port}/"
 
 
+def serving(engine: Engine, *, port: int = 0) -> RunningServer:
+    """Another server, which can be ended and begun again at its port."""
+    from sparkles.serve.page.app import build_page
+
+    app = build_page(Chat(engine), name="Nano", defaults=Sampling(max_tokens=8), visitors=Visitors())
+    server = RunningServer(app)
+    server._server.config.port = port
+    return server
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Not for the session: playwright keeps an event loop running in this thread, and other tests run their own."""

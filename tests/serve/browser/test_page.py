@@ -9,7 +9,7 @@ import pytest
 
 from sparkles.data.annotations import read_dialogues, read_samples
 from tests.browser import HOSTILE, Page
-from tests.serve.browser.conftest import RecordingEngine
+from tests.serve.browser.conftest import RecordingEngine, serving
 
 if TYPE_CHECKING:
     from tests.serve.browser.chat_page import ChatPage
@@ -64,8 +64,157 @@ def test_chips_are_removed_by_keys_and_button_and_numbered_again(
     keyboard.press("Delete")
     assert chat.numbers() == ["1", "2"]
     chat.page.get_by_role("button", name="Remove IMAGE#2").click()
+    chat.expect(chat.page.get_by_role("tooltip")).to_be_hidden()
     chat.ask("b")
     assert recording.question() == "a IMAGE#1[scene 1] b"
+
+
+def test_a_picture_is_dragged_to_other_words_and_all_are_numbered_again(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    chat.write("Compare ", pictures[0], " with ", pictures[1], " or this.")
+    chat.drag("IMAGE#1", chat.point("this"), drop=False)
+    mark = chat.page.locator(".mark")
+    chat.expect(mark).to_be_visible()
+    box = mark.bounding_box()
+    assert box is not None
+    assert abs(box["x"] - chat.point("this")[0]) < 4
+    chat.page.mouse.up()
+    chat.expect(mark).to_be_hidden()
+    chat.expect(chat.chips).to_have_count(2)
+    assert chat.numbers() == ["1", "2"]
+    chat.expect(chat.said).to_have_text("IMAGE#2 stands behind or now.")
+    chat.page.keyboard.type(" and")  # behind it
+    chat.ask()
+    assert recording.question() == "Compare with IMAGE#1[scene 1] or IMAGE#2[scene 0] and this."
+
+
+def test_a_picture_is_dragged_beside_another_and_to_either_end(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    chat.write(pictures[0], " or ", pictures[1], pictures[2], "?")
+    box = chat.chip("IMAGE#1").bounding_box()
+    assert box is not None
+    middle = box["y"] + box["height"] / 2
+    chat.drag("IMAGE#3", (box["x"] + 4, middle))
+    chat.expect(chat.said).to_have_text("IMAGE#1 stands at the beginning now.")
+    chat.drag("IMAGE#2", (box["x"] + 700, middle))
+    chat.expect(chat.said).to_have_text("IMAGE#3 stands at the end now.")
+    chat.page.keyboard.press("Enter")
+    chat.answer()
+    assert recording.question() == "IMAGE#1[scene 2] or IMAGE#2[scene 1]? IMAGE#3[scene 0]"
+
+
+def test_a_picture_that_is_dropped_elsewhere_stays_where_it_was(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    chat.write("Compare ", pictures[0], " with ", pictures[1], ".")
+    chat.drag("IMAGE#2", chat.point("with"), (640, 200))
+    chat.expect(chat.page.locator(".mark")).to_be_hidden()
+    chat.drag("IMAGE#2", chat.point("with"), drop=False)
+    chat.page.keyboard.press("Escape")
+    chat.page.mouse.up()
+    chat.drag("IMAGE#1", chat.point("with"))  # where it is
+    chat.expect(chat.chips).to_have_count(2)
+    assert chat.numbers() == ["1", "2"]
+    chat.editor.focus()
+    chat.page.keyboard.press("Enter")
+    chat.answer()
+    assert recording.question() == "Compare IMAGE#1[scene 0] with IMAGE#2[scene 1]."
+
+
+def test_a_picture_is_moved_by_keys_which_says_where_it_stands(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    keyboard, said = chat.page.keyboard, chat.said
+    chat.write("Compare ", pictures[0], " with ", pictures[1], ".")
+    chat.tab_to("IMAGE#1; Delete removes it, Shift with an arrow key moves it")
+    for place in ("behind with", "behind IMAGE#1", "at the end"):
+        keyboard.press("Shift+ArrowRight")
+        chat.expect(said).to_contain_text(place)
+    keyboard.press("Shift+ArrowRight")
+    chat.expect(said).to_have_text("IMAGE#2 stands at the end already.")
+    chat.expect(chat.chip("IMAGE#2")).to_be_focused()
+    assert chat.numbers() == ["1", "2"]
+    for place in ("behind IMAGE#1", "behind with", "behind Compare", "at the beginning"):
+        keyboard.press("Shift+ArrowLeft")
+        chat.expect(said).to_contain_text(place)
+    chat.expect(chat.chip("IMAGE#1")).to_be_focused()
+    keyboard.press("Shift+ArrowRight")
+    keyboard.press("Shift+ArrowRight")
+    keyboard.press("Enter")
+    chat.answer()
+    assert recording.question() == "Compare with IMAGE#1[scene 0] IMAGE#2[scene 1]."
+
+
+def test_writing_goes_on_beside_a_picture_that_has_the_focus(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    keyboard = chat.page.keyboard
+    chat.write(pictures[0])
+    chat.chip("IMAGE#1").focus()
+    keyboard.type(" and")
+    chat.chip("IMAGE#1").focus()
+    keyboard.press("ArrowLeft")
+    keyboard.type("Is it ")
+    for _ in range(2):  # over the picture and the space behind it, one key for each
+        keyboard.press("ArrowRight")
+    keyboard.type("this ")
+    keyboard.press("Home")
+    chat.add(pictures[1])
+    chat.chip("IMAGE#2").click()
+    chat.add(pictures[2])
+    keyboard.press("Enter")
+    chat.answer()
+    assert recording.question() == "IMAGE#1[scene 1] Is it IMAGE#2[scene 0] IMAGE#3[scene 2] this and"
+
+
+def test_undo_brings_pictures_back_and_takes_them_away_in_order(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    keyboard = chat.page.keyboard
+
+    def shows(text: str) -> None:
+        chat.expect(chat.editor).to_have_text(re.compile(rf"^\W*{text}\W*$"))
+
+    chat.write("one ", pictures[0], "two ", pictures[1])
+    keyboard.press("Backspace")
+    shows("one .*1.*two")
+    chat.chip("IMAGE#1").focus()
+    keyboard.press("Shift+ArrowLeft")
+    shows("IMAGE#1.*one two")
+    for text in ("one .*1.*two", "one .*1.*two .*2", "one .*1.*two", "one .*1", "one", ""):
+        keyboard.press("Control+z")
+        shows(text)
+    for text in ("one", "one .*1", "one .*1.*two", "one .*1.*two .*2"):
+        keyboard.press("Control+Shift+z")
+        shows(text)
+    keyboard.press("Control+a")
+    keyboard.press("Delete")
+    shows("")
+    keyboard.press("Control+z")
+    chat.ask("!")
+    assert recording.question() == "one IMAGE#1[scene 0] two IMAGE#2[scene 1]!"
+    keyboard.press("Control+z")  # what was sent is not undone
+    shows("")
+
+
+def test_pictures_are_cut_and_pasted_with_the_words_around_them(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    keyboard = chat.page.keyboard
+    chat.write("like ", pictures[0], "Is this ")
+    keyboard.press("Home")
+    for _ in range(7):
+        keyboard.press("Shift+ArrowRight")
+    keyboard.press("Control+x")
+    chat.expect(chat.chips).to_have_count(0)
+    keyboard.press("End")
+    keyboard.press("Control+v")
+    chat.expect(chat.chips).to_have_count(1)
+    chat.page.keyboard.press("Enter")
+    chat.answer()
+    assert recording.question() == "Is this like IMAGE#1[scene 0]"
 
 
 def test_what_is_no_picture_is_refused_in_words(chat: "ChatPage", tmp_path: Path) -> None:
@@ -75,6 +224,122 @@ def test_what_is_no_picture_is_refused_in_words(chat: "ChatPage", tmp_path: Path
             chat.button("Add pictures at the cursor").click()
         chooser.value.set_files(tmp_path / name)
         chat.expect(chat.page.get_by_role("alert")).to_contain_text(words)
+
+
+def test_of_several_files_those_that_are_no_pictures_are_named(
+    chat: "ChatPage", pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_text("no picture")
+    with chat.page.expect_file_chooser() as chooser:
+        chat.button("Add pictures at the cursor").click()
+    chooser.value.set_files([pictures[0], tmp_path / "broken.png"])
+    chat.expect(chat.page.get_by_role("alert")).to_contain_text("broken.png cannot be read")
+    assert chat.numbers() == ["1"]
+
+
+def test_what_is_not_sent_yet_is_said_to_be_and_why(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    told = chat.page.get_by_role("alert")
+    chat.write(" ")
+    chat.button("Send").click()
+    chat.expect(told).to_contain_text("The question is empty")
+    chat.page.evaluate(
+        """() => {
+            const read = createImageBitmap;
+            window.createImageBitmap = async (file) => {
+                await new Promise((resolve) => setTimeout(resolve, 1500));
+                return read(file);
+            };
+        }"""
+    )
+    with chat.page.expect_file_chooser() as chooser:
+        chat.button("Add pictures at the cursor").click()
+    chooser.value.set_files(pictures[0])
+    chat.editor.focus()
+    chat.page.keyboard.type("Here: ")
+    chat.page.keyboard.press("Home")
+    chat.page.keyboard.press("Enter")
+    chat.expect(told).to_contain_text("still being read")
+    chat.expect(chat.chips).to_have_count(1)  # where the cursor was
+    recording.pause = 0.1
+    chat.page.keyboard.press("Enter")
+    chat.expect(chat.button("Stop")).to_be_visible()
+    chat.page.keyboard.type("And?")
+    chat.page.keyboard.press("Enter")
+    chat.expect(told).to_contain_text("An answer is still being written")
+    chat.expect(chat.editor).to_have_text("And?")
+    chat.button("Stop").click()
+    chat.answer()
+    chat.expect(told).to_be_hidden()
+
+
+def test_a_question_that_does_not_reach_the_server_is_there_again(
+    page: Any, pictures: list[Path], recording: RecordingEngine
+) -> None:
+    from tests.serve.browser.chat_page import ChatPage
+
+    with serving(recording) as server:
+        chat = ChatPage(page).open(f"http://127.0.0.1:{server.port}/")
+        chat.write("Is it ", pictures[0], "?")
+    page.keyboard.press("Enter")
+    chat.expect(chat.editor).to_have_class(re.compile("empty"))
+    page.keyboard.type("And?")
+    chat.expect(page.get_by_text("The server cannot be reached")).to_be_visible()
+    chat.expect(chat.editor).to_contain_text(re.compile(r"Is it.*IMAGE#1.*\?.*And\?"))
+
+
+def test_a_page_that_is_loaded_again_has_what_was_being_written(
+    chat: "ChatPage", pictures: list[Path], recording: RecordingEngine
+) -> None:
+    chat.write("Is it ", pictures[0], "?")
+    chat.page.reload()
+    chat.expect(chat.chips).to_have_count(1)
+    chat.editor.focus()
+    chat.page.keyboard.press("Enter")
+    chat.answer()
+    assert recording.question() == "Is it IMAGE#1[scene 0]?"
+    chat.page.reload()
+    chat.expect(chat.turns).to_have_count(1)
+    assert chat.numbers() == []
+
+
+def test_a_conversation_that_the_server_has_forgotten_is_not_gone_on_with(
+    page: Any, recording: RecordingEngine
+) -> None:
+    from tests.serve.browser.chat_page import ChatPage
+
+    with serving(recording) as server:
+        port = server.port
+        chat = ChatPage(page).open(f"http://127.0.0.1:{port}/")
+        chat.ask("First words")
+    with serving(recording, port=port):
+        chat.write("Are you sure?")
+        page.keyboard.press("Enter")
+        chat.expect(page.get_by_role("alert")).to_contain_text("The server has forgotten this conversation")
+        chat.expect(chat.turns).to_have_count(0)
+        chat.expect(chat.editor).to_have_text("Are you sure?")
+        page.keyboard.press("Enter")
+        chat.answer()
+        assert "First words" not in recording.prompt()
+
+
+def test_a_page_finds_the_server_again(page: Any, recording: RecordingEngine) -> None:
+    from tests.serve.browser.chat_page import ChatPage
+
+    with serving(recording) as server:
+        port = server.port
+        chat = ChatPage(page).open(f"http://127.0.0.1:{port}/")
+        chat.ask("First words")
+    chat.write("Are you sure?")
+    page.keyboard.press("Enter")
+    chat.expect(page.get_by_text("The server cannot be reached")).to_be_visible()
+    with serving(recording, port=port):
+        chat.expect(chat.turns).to_have_count(0)  # it was loaded again
+        chat.expect(chat.editor).to_have_text("Are you sure?")
+        chat.editor.focus()
+        page.keyboard.press("Enter")
+        chat.answer()
 
 
 def test_large_pictures_are_scaled_down_before_they_are_sent(
@@ -176,6 +441,10 @@ def test_settings_reach_the_model(chat: "ChatPage", recording: RecordingEngine) 
     sampling = recording.asked[-1].sampling
     assert (sampling.temperature, sampling.max_tokens, sampling.seed) == (0.5, 3, 7)
     chat.expect(chat.turns.last).to_contain_text("Cut off")
+    chat.page.get_by_role("spinbutton", name="Seed").fill("")
+    chat.page.keyboard.press("Tab")
+    chat.ask("Hello")
+    assert recording.asked[-1].sampling.seed is None
 
 
 def test_a_question_that_cannot_be_asked_goes_back_into_the_editor(chat: "ChatPage") -> None:
@@ -321,6 +590,18 @@ def test_all_of_it_goes_by_keyboard_alone(
     chat.tab_to("New conversation")
     keyboard.press("Enter")
     chat.expect(chat.turns).to_have_count(0)
+
+
+def test_a_page_begins_at_its_top_and_a_conversation_at_its_end(chat: "ChatPage") -> None:
+    chat.page.set_viewport_size({"width": 390, "height": 300})
+    chat.page.reload()
+    chat.expect(chat.button("One scene")).to_be_attached()
+    chat.settled()
+    assert chat.page.evaluate("scrollY") == 0
+    chat.ask("Describe it.")
+    chat.page.reload()
+    chat.expect(chat.turns).to_have_count(1)
+    chat.expect(chat.turns.last.get_by_role("button", name="Good answer")).to_be_in_viewport()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -45,6 +45,12 @@ def test_no_route_takes_files_or_reads_any(visit: Callable[..., TestClient]) -> 
         assert client.get(f"/{path}").status_code in (403, 404), path
 
 
+def test_gradio_says_nothing_to_screen_readers(visit: Callable[..., TestClient]) -> None:
+    """What it has to say is "Loading" and "common.complete", after whatever was done."""
+    events = visit().get("/config").json()["dependencies"]
+    assert {event["show_progress"] for event in events} == {"hidden"}
+
+
 def test_without_a_password_only_this_machine_is_heard(visit: Callable[..., TestClient]) -> None:
     assert visit("localhost").get("/").status_code == 200
     assert visit("rebound.example").get("/").status_code == 403
