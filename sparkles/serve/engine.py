@@ -39,6 +39,7 @@ FinishReason = Literal["stop", "length", "content_filter"]
 SMALLEST_TEMPERATURE = 0.01
 """Below, the likeliest token is taken."""
 
+_FAILED = "the model failed to answer"
 _PICTURES_KEPT = 1_024
 _SHARE_READ_AHEAD = 1 / 4
 """Of the rows: so many prompts more may have been read, which wait for a row."""
@@ -389,7 +390,7 @@ class Engine:
             post.attempt(self._look, group, "the model failed to look at the pictures")
             prompts = [one for one in group if not one.gone and one.question.sampling.beams == 1]
             if prompts:
-                post.attempt(self._read_prompts, prompts, "the model failed to answer")
+                post.attempt(self._read_prompts, prompts, _FAILED)
             for exchange in group:
                 self._read.put(exchange)
             post.deliver()
@@ -443,17 +444,32 @@ class Engine:
     @torch.inference_mode()
     def _write_all(self) -> None:
         while self._gather():
-            for exchange in self._next_to_write():
-                searches = exchange.question.sampling.beams > 1
-                task = self._search if searches else self._enter
-                done = self._post.attempt(task, [exchange], "the model failed to answer")
-                if searches or not done:
-                    self._give_room(exchange.question.choices)
-            if self._rows:
-                asked = [row.exchange for row in self._rows]
-                self._post.attempt(self._step, asked, "the model failed to answer")
-                self._leave()
+            try:
+                self._write()
+            except Exception:  # a bug, or not even the memory to tidy up; who comes next is to be answered
+                log.exception("%d answers failed", len(self._rows))
+                self._start_again()
             self._post.deliver()
+
+    def _write(self) -> None:
+        """Let in whoever has a place, and go on by a token."""
+        for exchange in self._next_to_write():
+            searches = exchange.question.sampling.beams > 1
+            task = self._search if searches else self._enter
+            done = self._post.attempt(task, [exchange], _FAILED)
+            if searches or not done:
+                self._give_room(exchange.question.choices)
+        if self._rows:
+            self._post.attempt(self._step, [row.exchange for row in self._rows], _FAILED)
+            self._leave()
+
+    def _start_again(self) -> None:
+        """With an empty batch."""
+        for row in self._rows:
+            self._post.tell(row.exchange, EngineError(_FAILED))
+        self._give_room(len(self._rows))
+        self._rows = []
+        self._batch = RunningBatch(self._reader, compile_backend=self.model.decoding_backend)
 
     def _gather(self) -> bool:
         """Take in what has been read, waiting for it if there is nothing else to do; whether there is work."""
@@ -553,11 +569,13 @@ class Engine:
         ]
         if len(staying) == len(self._rows):
             return
-        self._give_room(len(self._rows) - len(staying))
         for index, row in enumerate(self._rows):
             if row.finish_reason is not None and row.choice == 0:
-                self._batch.remember(index)
-        self._rows = [self._rows[index] for index in self._batch.keep(staying)]
+                with suppress(torch.cuda.OutOfMemoryError):  # it is read again then
+                    self._batch.remember(index)
+        kept = [self._rows[index] for index in self._batch.keep(staying)]
+        self._give_room(len(self._rows) - len(kept))
+        self._rows = kept
 
 
 def _hand_over(news: Sequence[tuple[_Exchange, Piece | Exception]]) -> None:

@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from sparkles.eval.responders import ModelResponder
+from sparkles.models.decoding import RunningBatch
 from sparkles.serve.engine import Engine, EngineError, FullError, LateError, Piece, Question, Sampling
 from sparkles.serve.replies import merged
 from sparkles.types import InputError, Message, Prompt
@@ -357,6 +359,51 @@ def test_a_failure_of_the_model_costs_one_answer(
     assert texts([asyncio.run(answers(engine, nano.question(prompt)))]) == [
         nano.responder.respond([prompt])[0].text
     ]
+
+
+@pytest.mark.parametrize("part", ["keep", "remember"])
+def test_a_failure_between_two_steps_ends_no_more_than_the_answers_of_that_moment(
+    nano: Nano,
+    make_engine: Callable[..., Engine],
+    prompts: MakePrompts,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+) -> None:
+    engine = make_engine()
+    room = engine._room
+    first, second = prompts(2)
+
+    async def ask() -> None:
+        async with aclosing(engine.answer(nano.question(first, max_tokens=1_000_000))) as pieces:
+            await anext(pieces)
+            (short,) = await answers(engine, nano.question(second, max_tokens=3))
+            assert short.num_tokens == 3, "it had ended"
+            with pytest.raises(EngineError, match="failed to answer"):
+                async for _ in pieces:
+                    pass
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RunningBatch, part, lambda *_: 1 / 0)
+        broken.setattr("sparkles.serve.engine.AnswerText", EndlessText)
+        asyncio.run(ask())
+    found = asyncio.run(together(engine, [nano.question(first), nano.question(second)]))
+    assert texts(found) == [response.text for response in nano.responder.respond([first, second])]
+    engine.close()
+    assert engine._room == room
+
+
+def test_what_cannot_be_remembered_is_read_again(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+
+    def no_memory(_: int) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(engine._batch, "remember", no_memory)
+    asked = prompts(3)
+    found = asyncio.run(together(engine, [nano.question(prompt) for prompt in asked]))
+    assert texts(found) == [response.text for response in nano.responder.respond(asked)]
 
 
 def test_what_was_asked_before_the_end_is_answered(nano: Nano, prompts: MakePrompts) -> None:
