@@ -1,4 +1,4 @@
-"""uvicorn in a thread of its own, on a free port of this machine."""
+"""uvicorn in a thread of its own, on a port of this machine."""
 
 import threading
 import time
@@ -10,10 +10,14 @@ from fastapi import FastAPI
 
 
 class RunningServer:
-    """Serves for as long as its `with` block lasts, and lets requests in flight end then."""
+    """Serves for as long as its `with` block lasts, and lets requests in flight end then.
 
-    def __init__(self, app: FastAPI) -> None:
-        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    Args:
+        port: a free one, if 0.
+    """
+
+    def __init__(self, app: FastAPI, *, port: int = 0) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     @property

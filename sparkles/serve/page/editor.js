@@ -177,14 +177,14 @@ function insert(items, range) {
 
 // Where they were dropped or the cursor was, though one may write on while they are read.
 async function insertPictures(files, range = selectedRange().cloneRange()) {
-  const wanted = [...files].filter((file) => file.type.startsWith("image/"));
-  if (!wanted.length) return tell("Only pictures can be put between the words.");
+  const given = [...files];
+  if (!given.some(({ type }) => type.startsWith("image/"))) return tell("Only pictures can be put between the words.");
   arriving += 1;
-  const read = await Promise.allSettled(wanted.map(readPicture));
+  const read = await Promise.allSettled(given.map(readPicture));
   arriving -= 1;
   const urls = read.flatMap(({ value }) => value ?? []);
   if (urls.length) insert(urls.map(newChip), range);
-  const failed = wanted.filter((_, index) => read[index].reason).map(({ name }) => name);
+  const failed = given.filter((_, index) => read[index].reason).map(({ name }) => name);
   const hint = "expected PNG, JPEG, WebP, GIF or BMP that this browser can show; it may be broken, or too large";
   tell(failed.length ? `${failed.join(", ")} cannot be read: ${hint}.` : "");
 }

@@ -110,9 +110,7 @@ def serving(engine: Engine, *, port: int = 0) -> RunningServer:
     from sparkles.serve.page.app import build_page
 
     app = build_page(Chat(engine), name="Nano", defaults=Sampling(max_tokens=8), visitors=Visitors())
-    server = RunningServer(app)
-    server._server.config.port = port
-    return server
+    return RunningServer(app, port=port)
 
 
 @pytest.fixture(scope="module")

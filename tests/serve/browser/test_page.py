@@ -229,11 +229,13 @@ def test_what_is_no_picture_is_refused_in_words(chat: "ChatPage", tmp_path: Path
 def test_of_several_files_those_that_are_no_pictures_are_named(
     chat: "ChatPage", pictures: list[Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "broken.png").write_text("no picture")
+    others = [tmp_path / "broken.png", tmp_path / "notes.txt"]
+    for file in others:
+        file.write_text("no picture")
     with chat.page.expect_file_chooser() as chooser:
         chat.button("Add pictures at the cursor").click()
-    chooser.value.set_files([pictures[0], tmp_path / "broken.png"])
-    chat.expect(chat.page.get_by_role("alert")).to_contain_text("broken.png cannot be read")
+    chooser.value.set_files([pictures[0], *others])
+    chat.expect(chat.page.get_by_role("alert")).to_contain_text("broken.png, notes.txt cannot be read")
     assert chat.numbers() == ["1"]
 
 
