@@ -1,7 +1,8 @@
 """The web page of the chat: gradio around a component of our own, whose HTML, CSS and JavaScript lie beside this file.
 
-The browser holds no state but a secret, what is on the screen and the question that is being written. It sends
-questions as lists of parts, and gets whole conversations (`view.view`), pictures as data URLs; nothing touches the disk.
+The browser holds no state but a secret, what is on the screen and the question that is being written.
+It sends questions as lists of parts, and gets whole conversations (`view.view`), pictures as data URLs;
+nothing touches the disk.
 """
 
 import re
