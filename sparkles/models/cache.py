@@ -28,13 +28,15 @@ class RowMemory:
     Each row begins in the first column and grows to the right, so that nothing is ever moved along.
 
     Args:
+        grows: rows go on, so there is to be room for that.
         few_shapes: room for powers of two alone, for steps that are compiled for each shape.
 
     Raises:
         InputError: layers differ in what they keep.
     """
 
-    def __init__(self, language: PreTrainedModel, *, few_shapes: bool = False) -> None:
+    def __init__(self, language: PreTrainedModel, *, grows: bool = True, few_shapes: bool = False) -> None:
+        self._grows = grows
         self._few_shapes = few_shapes
         self._hold(_nothing_kept(language))
         self.rows = slice(0, 0)
@@ -58,7 +60,9 @@ class RowMemory:
         if rows <= room_rows and columns <= room_columns:
             return
         rows = max(rows, room_rows + room_rows // 4) if rows > room_rows else room_rows
-        columns = columns + columns // 2 + _SPARE_COLUMNS if columns > room_columns else room_columns
+        if columns > room_columns and self._grows:
+            columns += columns // 2 + _SPARE_COLUMNS
+        columns = max(columns, room_columns)
         if self._few_shapes:
             rows, columns = (1 << (number - 1).bit_length() for number in (rows, columns))
         layers, _, _, heads, _, width = self.states.shape

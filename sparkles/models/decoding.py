@@ -81,7 +81,7 @@ class PromptReader:
     def read(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """What `RunningBatch.enter` takes for them, and is kept for others: float[L, 2, H, at least all but one, D]."""
         if self._memory is None:
-            self._memory = RowMemory(self.language)
+            self._memory = RowMemory(self.language, grows=False)
         order = self.read_into(self._memory, 0, prompts)
         read: dict[int, Tensor] = {}
         for row, index in enumerate(order):

@@ -48,6 +48,8 @@ _SHARE_READ_TOGETHER = 1 / 8
 _SECONDS_FOR_COMPANY = 0.05
 _MOST_READ_TOGETHER = 8
 """Questions, so that the first answers begin while the last are read."""
+_MOST_TOKENS_READ_TOGETHER = 4_096
+"""Of several questions, since all that is kept of them lies in memory twice for a moment."""
 
 log = logging.getLogger(__name__)
 
@@ -405,16 +407,23 @@ class Engine:
                 if self._closed and not self._arrived:
                     return []
                 company = self._seconds_for_company()
-                group: list[_Exchange] = []
-                while self._arrived and not company and len(group) < _MOST_READ_TOGETHER:
-                    if self._arrived[0].question.choices > self._room:
-                        break
-                    group.append(self._arrived.popleft())
-                    self._room -= group[-1].question.choices
-                if group:
+                if not company and (group := self._take_group()):
                     return group
                 deadlines = [exchange.deadline - time.monotonic() for exchange in self._arrived]
                 self._door.wait(max(0.0, company or min(deadlines)) if deadlines else None)
+
+    def _take_group(self) -> list[_Exchange]:
+        """The first who have arrived, as many as there is room for and as are read together."""
+        group: list[_Exchange] = []
+        tokens = 0
+        while self._arrived and len(group) < _MOST_READ_TOGETHER:
+            choices, length = self._arrived[0].question.choices, len(self._arrived[0].numbers)
+            if choices > self._room or (group and tokens + length > _MOST_TOKENS_READ_TOGETHER):
+                break
+            group.append(self._arrived.popleft())
+            self._room -= choices
+            tokens += length
+        return group
 
     def _seconds_for_company(self) -> float:
         """For which the first who has arrived still waits to be read together with others; 0 if no longer."""

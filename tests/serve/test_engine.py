@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -196,6 +197,47 @@ def test_the_next_turn_of_a_conversation_is_all_that_is_read_of_it(
     read.clear()
     assert texts([asyncio.run(answers(engine, nano.question(second)))]) == [expected]
     assert 0 < sum(read) < 40
+
+
+@pytest.mark.parametrize(("most", "tokens", "groups"), [(8, 8, [4]), (2, 8, [2, 2]), (8, 3, [3, 1])])
+def test_prompts_that_arrive_together_are_read_together_within_limits(
+    nano: Nano,
+    make_engine: Callable[..., Engine],
+    prompts: MakePrompts,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    tokens: int,  # times those of a prompt
+    groups: list[int],
+) -> None:
+    question = nano.question(prompts(1)[0])
+    monkeypatch.setattr("sparkles.serve.engine._MOST_READ_TOGETHER", most)
+    monkeypatch.setattr(
+        "sparkles.serve.engine._MOST_TOKENS_READ_TOGETHER", tokens * len(question.encoded.input_ids)
+    )
+    engine = make_engine()
+    sizes: list[int] = []
+    others_have_arrived = threading.Event()
+    read = engine._reader.read
+
+    def watch(numbers: Sequence[Sequence[int]]) -> list[Tensor]:
+        sizes.append(len(numbers))
+        assert others_have_arrived.wait(10)
+        return read(numbers)
+
+    monkeypatch.setattr(engine._reader, "read", watch)
+
+    async def ask() -> None:
+        asking = [asyncio.ensure_future(answers(engine, question))]
+        while not sizes:
+            await asyncio.sleep(0.01)
+        asking += [asyncio.ensure_future(answers(engine, question)) for _ in range(4)]
+        while len(engine._arrived) < 4:
+            await asyncio.sleep(0.01)
+        others_have_arrived.set()
+        await asyncio.gather(*asking)
+
+    asyncio.run(ask())
+    assert sizes == [1, *groups]
 
 
 def test_a_picture_that_is_shown_again_is_not_encoded_again(
