@@ -232,7 +232,7 @@ class Chat:
     async def _answer(self, conversation: Conversation, turns: list[Turn]) -> AsyncGenerator[Turn]:
         """Let `turns` be those of the conversation, and write the answer of the last."""
         conversation.check_idle()
-        self._check(turns[-1].sampling)
+        self.check(turns[-1].sampling)
         stopped = asyncio.Event()
         conversation._stop = partial(asyncio.get_running_loop().call_soon_threadsafe, stopped.set)
         before = conversation.turns, conversation.forgotten
@@ -259,8 +259,8 @@ class Chat:
             turn.ending = turn.ending or "stopped"  # nobody listens any more
             conversation._stop = None
 
-    def _check(self, sampling: Sampling) -> None:
-        """The page's own limits bind those alone who use the page."""
+    def check(self, sampling: Sampling) -> None:
+        """Raise ChatError for what is not to be had; the page's own limits bind those alone who use the page."""
         for name, lowest, highest in (
             ("max_tokens", 1, self.limits.tokens),
             ("temperature", 0, 2),

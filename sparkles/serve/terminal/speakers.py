@@ -31,6 +31,10 @@ class Speaker(Protocol):
         """Ask the last question again."""
         ...
 
+    def check(self, sampling: Sampling) -> None:
+        """Raise ChatError for what is not to be had."""
+        ...
+
 
 class LiveAnswers:
     """A `Chat`, for those who have no event loop."""
@@ -45,6 +49,9 @@ class LiveAnswers:
 
     def retry(self, conversation: Conversation, sampling: Sampling) -> Generator[Turn, None, None]:
         return _waited_for(self.chat.retry(conversation, sampling))
+
+    def check(self, sampling: Sampling) -> None:
+        self.chat.check(sampling)
 
 
 def _waited_for(turns: AsyncGenerator[Turn]) -> Generator[Turn, None, None]:
@@ -80,6 +87,9 @@ class WholeAnswers:
         *earlier, last = conversation.turns
         again = Turn(last.question, sampling, tries=last.tries + 1)
         yield from self._answer(conversation, [*earlier, again])
+
+    def check(self, sampling: Sampling) -> None:
+        """Whatever it is, it is not heeded."""
 
     def _answer(self, conversation: Conversation, turns: list[Turn]) -> Generator[Turn, None, None]:
         before, conversation.turns, turn = conversation.turns, turns, turns[-1]

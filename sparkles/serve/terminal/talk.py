@@ -161,7 +161,9 @@ class Talk:
                 f"/set {name}: no such setting{nearest(name, _SETTINGS)} There are {', '.join(_SETTINGS)}"
             )
         change: Any = {name: _number(name, value.strip())}
-        self.sampling = replace(self.sampling, **change)
+        changed = replace(self.sampling, **change)
+        self.speaker.check(changed)
+        self.sampling = changed
         self._remark(f"{name} is {value.strip()} from now on.")
 
     def save(self, rest: str) -> None:

@@ -352,9 +352,16 @@ def test_what_is_wrong_with_a_command_is_said(line: str, expected: str) -> None:
     assert chat.talk.sampling == GREEDY
 
 
-def test_a_setting_out_of_its_limits_is_said_and_the_question_comes_back(engine: Engine) -> None:
+def test_a_setting_out_of_its_limits_is_refused_at_once(engine: Engine) -> None:
     chat = Session(LiveAnswers(Chat(engine, limits=Limits(tokens=100))))
-    assert "max_tokens is 101; expected 1 to 100" in chat.type("/set max_tokens 101", "Hello?")
+    assert "max_tokens is 101; expected 1 to 100" in chat.type("/set max_tokens 101")
+    assert chat.talk.sampling == GREEDY
+
+
+def test_a_question_that_cannot_be_asked_comes_back(engine: Engine) -> None:
+    chat = Session(LiveAnswers(Chat(engine, limits=Limits(tokens=100))))
+    chat.talk.sampling = Sampling(max_tokens=101)  # as the command line may have it
+    assert "max_tokens is 101; expected 1 to 100" in chat.type("Hello?")
     assert chat.drafts[-1] == "Hello?"
 
 
