@@ -13,12 +13,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from openai.types import Model
 from starlette.exceptions import HTTPException
 
-from sparkles.serve.engine import Engine, EngineError, LateError, Piece, Question, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.errors import ApiError
 from sparkles.serve.gate import Gate
 from sparkles.serve.limits import Limits
 from sparkles.serve.moderation import Moderation, moderated
 from sparkles.serve.protocol import ChatRequest
+from sparkles.serve.question import EngineError, LateError, Piece, Question, Sampling
 from sparkles.serve.reading import RequestReader
 from sparkles.serve.replies import Reply, merged
 

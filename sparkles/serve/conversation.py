@@ -23,20 +23,12 @@ from typing import Literal
 
 from sparkles.data.encoding import EncodingError
 from sparkles.prompt_format import strip_tags
-from sparkles.serve.engine import (
-    Engine,
-    EngineError,
-    FinishReason,
-    FullError,
-    LateError,
-    Piece,
-    Question,
-    Sampling,
-)
+from sparkles.serve.engine import Engine
 from sparkles.serve.limits import CHARACTERS_PER_TOKEN, Limits
 from sparkles.serve.moderation import Moderation, moderated
 from sparkles.serve.pictures import decode, read_data_url
 from sparkles.serve.prompts import Said, to_messages, without_placeholders
+from sparkles.serve.question import EngineError, FinishReason, FullError, LateError, Piece, Question, Sampling
 from sparkles.types import InputError, Message, Prompt, images_of
 
 Part = Mapping[str, str]

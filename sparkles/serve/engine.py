@@ -13,31 +13,28 @@ import asyncio
 import logging
 import queue
 import time
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Condition, Thread
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TopPLogitsWarper
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sparkles.data.collate import pad_batch
-from sparkles.data.encoding import Encoded, Encoder
+from sparkles.data.encoding import Encoder
 from sparkles.data.images import ImageTransform
 from sparkles.eval.choosing import StopStrings
 from sparkles.models.cache import Beginnings
 from sparkles.models.decoding import RunningBatch
 from sparkles.models.sparkles_chat import SparklesChat
-from sparkles.serve.answer_text import AnswerText, TokenScore
+from sparkles.serve.answer_text import AnswerText
+from sparkles.serve.exchange import AnswerRow, Exchange, Post
+from sparkles.serve.question import EngineError, FullError, LateError, Piece, Question, Sampling
 from sparkles.serve.seen_pictures import SeenPictures
 from sparkles.types import IMAGE_TOKEN_ID, InputError
-
-FinishReason = Literal["stop", "length", "content_filter"]
-SMALLEST_TEMPERATURE = 0.01
-"""Below, the likeliest token is taken."""
 
 _FAILED = "the model failed to answer"
 _PICTURES_KEPT = 1_024
@@ -54,210 +51,15 @@ _MOST_TOKENS_READ_TOGETHER = 4_096
 log = logging.getLogger(__name__)
 
 
-class FullError(RuntimeError):
-    """All places are taken, those to wait in too."""
-
-
-class LateError(RuntimeError):
-    """The time for an answer was over before its first token."""
-
-
-class EngineError(RuntimeError):
-    """The model failed while it wrote this answer (the cause is in the log), or will write no more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen, and when an answer ends.
-
-    Raises:
-        InputError: beams are to be drawn, or to tell the probabilities of their tokens.
-    """
-
-    max_tokens: int
-    temperature: float = 0.0
-    """0 takes the likeliest token."""
-    top_p: float = 1.0
-    seed: int | None = None
-    """Of the first choice, counted up for the others; None draws one."""
-    stop: tuple[str, ...] = ()
-    """Besides those of the prompt format."""
-    top_log_probs: int | None = None
-    """How many of the likeliest tokens to tell beside each; None tells no probabilities."""
-    beams: int = 1
-    """More search for the likeliest answer rather than token, which is then known at its end only."""
-
-    def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise InputError(f"beams must be at least 1, got {self.beams}")
-        if self.beams > 1 and (self.temperature >= SMALLEST_TEMPERATURE or self.top_log_probs is not None):
-            raise InputError(
-                f"{self.beams} beams are not drawn and tell no probabilities; set temperature=0 and "
-                "top_log_probs=None, or beams=1"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt as the model reads it."""
-
-    encoded: Encoded
-    pixel_values: Sequence[Tensor]
-    """float32[3, H, W] of each of `encoded.images`."""
-    sampling: Sampling
-    choices: int = 1
-    """Answers to it, each a row of the batch."""
-    in_pieces: bool = True
-    """Tell each answer as it comes; else whole, at its end, which costs the server less."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What one of the answers goes on with."""
-
-    choice: int
-    text: str
-    scores: list[TokenScore]
-    num_tokens: int
-    """Of the answer so far."""
-    finish_reason: FinishReason | None = None
-    """Set in the last piece of a choice."""
-
-
-@dataclass(eq=False)
-class _Exchange:
-    """A question, and the way back to who asked it."""
-
-    question: Question
-    loop: asyncio.AbstractEventLoop
-    deadline: float
-    numbers: list[int]
-    """Of the prompt, as `RunningBatch` has it."""
-    pictures: dict[int, Tensor]
-    """Their pixels, by the numbers that they have there."""
-    read: Tensor | None = None
-    """What `PromptReader` made of the prompt, from then on until it enters the batch."""
-    news: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
-    arrived: float = field(default_factory=time.monotonic)
-    gone: bool = False
-    """Nobody waits for the answer any more."""
-
-    @property
-    def is_over(self) -> bool:
-        """No more of the answer is to be written."""
-        return self.gone or time.monotonic() > self.deadline
-
-
 class _Over(StoppingCriteria):
     """Ends the search for an answer that takes too long, or that nobody waits for."""
 
-    def __init__(self, exchange: _Exchange) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """int64[beams, S] -> bool[beams]"""
         return torch.full(input_ids.shape[:1], self.exchange.is_over, device=input_ids.device)
-
-
-class _Row:
-    """One answer that is being written."""
-
-    def __init__(self, exchange: _Exchange, choice: int, text: AnswerText) -> None:
-        self.exchange = exchange
-        self.sampling = exchange.question.sampling
-        self.choice = choice
-        self.text = text
-        self.token_id = exchange.numbers[-1]  # the newest
-        self.num_tokens = 0
-        self.finish_reason: FinishReason | None = None
-        self._generator = torch.Generator()
-        if self.sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(self.sampling.seed + choice)
-
-    def go_on(self, logits: Tensor, likeliest: int) -> Piece | None:
-        """Choose the next token by float32[V]; what may be shown of it.
-
-        Args:
-            likeliest: token id of the largest logit.
-        """
-        self.token_id = likeliest
-        if self.sampling.temperature >= SMALLEST_TEMPERATURE:
-            self.token_id = self._draw(logits)
-        score = None if self.sampling.top_log_probs is None else self._score(logits)
-        self.text.add(self.token_id, score)
-        self.num_tokens += 1
-        if self.text.ended:
-            self.finish_reason = "stop"
-        elif self.num_tokens == self.sampling.max_tokens or self.exchange.is_over:
-            self.finish_reason = "length"
-        if self.finish_reason is None and not self.exchange.question.in_pieces:
-            return None
-        text, scores = self.text.take(last=self.finish_reason is not None)
-        if not text and self.finish_reason is None:
-            return None
-        return Piece(
-            choice=self.choice,
-            text=text,
-            scores=scores,
-            num_tokens=self.num_tokens,
-            finish_reason=self.finish_reason,
-        )
-
-    def _draw(self, logits: Tensor) -> int:
-        scores = logits / self.sampling.temperature
-        if self.sampling.top_p < 1:
-            scores = TopPLogitsWarper(self.sampling.top_p)(None, scores[None])[0]
-        # On the CPU, so that a seed draws the same on every device.
-        return int(torch.multinomial(scores.softmax(0).cpu(), 1, generator=self._generator))
-
-    def _score(self, logits: Tensor) -> TokenScore:
-        log_probs = logits.log_softmax(0)
-        likeliest = log_probs.topk(self.sampling.top_log_probs or 0)
-        return TokenScore(
-            text=self.text.spell(self.token_id),
-            log_prob=float(log_probs[self.token_id]),
-            likeliest=tuple(
-                (self.text.spell(token_id), value)
-                for value, token_id in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
-            ),
-        )
-
-
-class _Post:
-    """Takes one thread's news to those who wait for them, waking each event loop once for all that is new."""
-
-    def __init__(self) -> None:
-        self._news: dict[asyncio.AbstractEventLoop, list[tuple[_Exchange, Piece | Exception]]] = defaultdict(
-            list
-        )
-
-    def tell(self, exchange: _Exchange, news: Piece | Exception) -> None:
-        exchange.gone = exchange.gone or isinstance(news, Exception)
-        self._news[exchange.loop].append((exchange, news))
-
-    def deliver(self) -> None:
-        while self._news:
-            loop, news = self._news.popitem()
-            try:
-                loop.call_soon_threadsafe(_hand_over, news)
-            except RuntimeError:  # the loop is closed
-                for exchange, _ in news:
-                    exchange.gone = True
-
-    def attempt(
-        self, task: Callable[[Sequence[_Exchange]], None], exchanges: Sequence[_Exchange], failure: str
-    ) -> bool:
-        """Do it; if it fails, those whom it was for get no answer, and the others go on. Whether it succeeded."""
-        try:
-            task(exchanges)
-            return True
-        except Exception:  # whatever the model raises, from a full memory to a bug
-            log.exception("%d answers failed", len(exchanges))
-            for exchange in exchanges:
-                self.tell(exchange, EngineError(failure))
-            return False
 
 
 class Engine:
@@ -297,7 +99,7 @@ class Engine:
         # What the door guards: who has arrived, and for how many more answers may be read.
         self._door = Condition()
         self._closed = False
-        self._arrived: deque[_Exchange] = deque()
+        self._arrived: deque[Exchange] = deque()
         self._room = max_batch_size + max(1, int(_SHARE_READ_AHEAD * max_batch_size))
         # Of the thread that reads:
         self._pictures = SeenPictures(model, most=_PICTURES_KEPT)
@@ -307,12 +109,12 @@ class Engine:
             beginnings=Beginnings(remembered_bytes),
         )
         # From there to the thread that writes:
-        self._read: queue.SimpleQueue[_Exchange | None] = queue.SimpleQueue()
-        self._waiting: deque[_Exchange] = deque()
+        self._read: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
+        self._waiting: deque[Exchange] = deque()
         self._all_read = False
-        self._rows: list[_Row] = []
+        self._rows: list[AnswerRow] = []
         self._batch = RunningBatch(self._reader, compile_backend=model.decoding_backend)
-        self._post = _Post()
+        self._post = Post()
         self._threads = [
             Thread(target=task, name=name, daemon=True)
             for task, name in ((self._read_all, "reader"), (self._write_all, "writer"))
@@ -363,12 +165,12 @@ class Engine:
         finally:
             exchange.gone = True
 
-    def _exchange(self, question: Question) -> _Exchange:
+    def _exchange(self, question: Question) -> Exchange:
         encoded = question.encoded
         numbers = [self._pictures.number(pixels) for pixels in question.pixel_values]
         slots = iter([number for number in numbers for _ in range(self.encoder.num_query_tokens)])
         ids = [next(slots) if token_id == IMAGE_TOKEN_ID else token_id for token_id in encoded.input_ids]
-        return _Exchange(
+        return Exchange(
             question=question,
             loop=asyncio.get_running_loop(),
             deadline=time.monotonic() + self.seconds,
@@ -387,7 +189,7 @@ class Engine:
     @torch.inference_mode()
     def _read_all(self) -> None:
         """Look at pictures and read prompts, while others are answered."""
-        post = _Post()
+        post = Post()
         while group := self._next_to_read(post):
             post.attempt(self._look, group, "the model failed to look at the pictures")
             prompts = [one for one in group if not one.gone and one.question.sampling.beams == 1]
@@ -398,7 +200,7 @@ class Engine:
             post.deliver()
         self._read.put(None)
 
-    def _next_to_read(self, post: _Post) -> list[_Exchange]:
+    def _next_to_read(self, post: Post) -> list[Exchange]:
         """Those for whom there is room, waiting for them; none when the last has been read."""
         with self._door:
             while True:
@@ -412,9 +214,9 @@ class Engine:
                 deadlines = [exchange.deadline - time.monotonic() for exchange in self._arrived]
                 self._door.wait(max(0.0, company or min(deadlines)) if deadlines else None)
 
-    def _take_group(self) -> list[_Exchange]:
+    def _take_group(self) -> list[Exchange]:
         """The first who have arrived, as many as there is room for and as are read together."""
-        group: list[_Exchange] = []
+        group: list[Exchange] = []
         tokens = 0
         while self._arrived and len(group) < _MOST_READ_TOGETHER:
             choices, length = self._arrived[0].question.choices, len(self._arrived[0].numbers)
@@ -432,7 +234,7 @@ class Engine:
             return 0.0
         return max(0.0, self._arrived[0].arrived + _SECONDS_FOR_COMPANY - time.monotonic())
 
-    def _in_time(self, waiting: Iterable[_Exchange], post: _Post) -> deque[_Exchange]:
+    def _in_time(self, waiting: Iterable[Exchange], post: Post) -> deque[Exchange]:
         """Without those who are late, who are told so, or gone."""
         now = time.monotonic()
         for exchange in waiting:
@@ -440,12 +242,12 @@ class Engine:
                 post.tell(exchange, LateError(f"no place for the answer within {self.seconds:g} seconds"))
         return deque(exchange for exchange in waiting if not exchange.gone)
 
-    def _look(self, exchanges: Sequence[_Exchange]) -> None:
+    def _look(self, exchanges: Sequence[Exchange]) -> None:
         self._features = self._pictures.look(
             {number: pixels for one in exchanges for number, pixels in one.pictures.items()}
         )
 
-    def _read_prompts(self, exchanges: Sequence[_Exchange]) -> None:
+    def _read_prompts(self, exchanges: Sequence[Exchange]) -> None:
         states = self._reader.read([exchange.numbers for exchange in exchanges])
         for exchange, read in zip(exchanges, states, strict=True):
             exchange.read = read
@@ -493,7 +295,7 @@ class Engine:
                     self._waiting.append(exchange)
         return bool(self._rows or self._waiting or not self._all_read)
 
-    def _next_to_write(self) -> list[_Exchange]:
+    def _next_to_write(self) -> list[Exchange]:
         """Those for whom there are rows now."""
         staying = self._in_time(self._waiting, self._post)
         self._give_room(sum(one.question.choices for one in self._waiting if one not in staying))
@@ -512,7 +314,7 @@ class Engine:
                 self._room += answers
                 self._door.notify()
 
-    def _search(self, exchanges: Sequence[_Exchange]) -> None:
+    def _search(self, exchanges: Sequence[Exchange]) -> None:
         """Answer one question by beam search, while the rows of the batch wait."""
         [exchange] = exchanges
         sampling = exchange.question.sampling
@@ -548,7 +350,7 @@ class Engine:
             )
             self._post.tell(exchange, piece)
 
-    def _enter(self, exchanges: Sequence[_Exchange]) -> None:
+    def _enter(self, exchanges: Sequence[Exchange]) -> None:
         """Give one question its rows."""
         [exchange] = exchanges
         assert exchange.read is not None
@@ -556,13 +358,14 @@ class Engine:
         self._batch.enter(exchange.numbers, exchange.read, choices)
         exchange.read = None
         self._rows += [
-            _Row(exchange, choice, self._answer_text(exchange.question.sampling)) for choice in range(choices)
+            AnswerRow(exchange, choice, self._answer_text(exchange.question.sampling))
+            for choice in range(choices)
         ]
 
     def _answer_text(self, sampling: Sampling) -> AnswerText:
         return AnswerText(self.encoder.tokenizer, (*self.encoder.prompt_format.stop_strings, *sampling.stop))
 
-    def _step(self, _: Sequence[_Exchange]) -> None:
+    def _step(self, _: Sequence[Exchange]) -> None:
         logits = self._batch.step([row.token_id for row in self._rows])
         for row, row_logits, likeliest in zip(self._rows, logits, logits.argmax(1).tolist(), strict=True):
             piece = row.go_on(row_logits, likeliest)
@@ -585,8 +388,3 @@ class Engine:
         kept = [self._rows[index] for index in self._batch.keep(staying)]
         self._give_room(len(self._rows) - len(kept))
         self._rows = kept
-
-
-def _hand_over(news: Sequence[tuple[_Exchange, Piece | Exception]]) -> None:
-    for exchange, piece in news:
-        exchange.news.put_nowait(piece)

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sparkles.serve.engine import FullError
 from sparkles.serve.errors import ApiError
 from sparkles.serve.limits import Limits
+from sparkles.serve.question import FullError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RETRY_AFTER = {"Retry-After": "1"}

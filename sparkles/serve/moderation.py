@@ -7,7 +7,7 @@ from typing import Protocol
 
 import PIL.Image
 
-from sparkles.serve.engine import Piece
+from sparkles.serve.question import Piece
 
 
 class Moderation(Protocol):

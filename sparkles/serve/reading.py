@@ -9,13 +9,14 @@ from typing import Any
 import PIL.Image
 
 from sparkles.data.encoding import Encoded
-from sparkles.serve.engine import Engine, Question, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.errors import ApiError
 from sparkles.serve.limits import CHARACTERS_PER_TOKEN, Limits
 from sparkles.serve.moderation import Moderation
 from sparkles.serve.pictures import PictureError, PublicWeb, decode, read_data_url
 from sparkles.serve.prompts import ConversationError, Said, to_messages, without_placeholders
 from sparkles.serve.protocol import ChatRequest, ImagePart
+from sparkles.serve.question import Question, Sampling
 from sparkles.types import Message, Prompt
 
 

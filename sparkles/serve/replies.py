@@ -17,7 +17,7 @@ from openai.types.chat import (
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from sparkles.serve.answer_text import TokenScore
-from sparkles.serve.engine import Piece, Question
+from sparkles.serve.question import Piece, Question
 
 
 def merged(pieces: Iterable[Piece]) -> list[Piece]:

@@ -26,7 +26,8 @@ from sparkles.prompt_format import image_reference
 from sparkles.serve.answer_text import AnswerText
 from sparkles.serve.api import build_app
 from sparkles.serve.conversation import Conversation, Turn, Upload
-from sparkles.serve.engine import Engine, Question, Sampling
+from sparkles.serve.engine import Engine
+from sparkles.serve.question import Question, Sampling
 from sparkles.types import Image, Message, Prompt
 from tests.serve.running_server import RunningServer
 

@@ -15,8 +15,9 @@ from sparkles.eval.endpoint import EndpointResponder
 from sparkles.llm_client import LLMClient
 from sparkles.prompt_format import image_reference
 from sparkles.serve.api import build_app
-from sparkles.serve.engine import Engine, Question, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.limits import Limits
+from sparkles.serve.question import Question, Sampling
 from sparkles.types import Image, Message, Prompt
 from tests.serve.conftest import MAX_TOKENS, MODEL, EndlessText, Nano, data_url
 from tests.serve.running_server import RunningServer

@@ -27,8 +27,9 @@ from sparkles.serve.conversation import (
     Upload,
     Visitors,
 )
-from sparkles.serve.engine import Engine, Piece, Question, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.limits import Limits
+from sparkles.serve.question import Piece, Question, Sampling
 from sparkles.types import IMAGE_TOKEN_ID, Image
 from tests.serve.conftest import MAX_TOKENS, EndlessText, Nano, data_url
 

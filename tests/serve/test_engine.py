@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sparkles.eval.responders import ModelResponder
 from sparkles.models.decoding import RunningBatch
-from sparkles.serve.engine import Engine, EngineError, FullError, LateError, Piece, Question, Sampling
+from sparkles.serve.engine import Engine
+from sparkles.serve.question import EngineError, FullError, LateError, Piece, Question, Sampling
 from sparkles.serve.replies import merged
 from sparkles.types import InputError, Message, Prompt
 from tests.serve.conftest import EndlessText, Nano

@@ -9,8 +9,8 @@ from sparkles.data.annotations import read_dialogues
 from sparkles.data.images import ImageFolder
 from sparkles.prompt_format import IMAGE_PLACEHOLDER, IMAGE_TAG
 from sparkles.serve.conversation import ChatError, Conversation, Turn
-from sparkles.serve.engine import Sampling
 from sparkles.serve.export import file_stem, html_page, training_zip
+from sparkles.serve.question import Sampling
 from sparkles.types import Dialogue
 from tests.browser import HOSTILE, Page
 

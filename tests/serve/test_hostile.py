@@ -13,8 +13,9 @@ import openai
 import pytest
 
 from sparkles.serve.api import build_app
-from sparkles.serve.engine import Engine, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.limits import Limits
+from sparkles.serve.question import Sampling
 from tests.serve.conftest import MODEL
 from tests.serve.running_server import RunningServer
 from tests.serve.test_pictures import bomb, png

@@ -14,8 +14,9 @@ from sparkles.nano.language import parse_caption
 from sparkles.nano.world import render
 from sparkles.prompt_format import strip_tags
 from sparkles.serve.conversation import Chat, Conversation
-from sparkles.serve.engine import Engine, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.pictures import read_data_url
+from sparkles.serve.question import Sampling
 from sparkles.serve.starters import Example, read_examples
 from sparkles.types import InputError
 from tests.serve.test_conversation import last

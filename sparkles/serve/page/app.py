@@ -15,11 +15,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sparkles.serve.conversation import Chat, Visitors
-from sparkles.serve.engine import Sampling
 from sparkles.serve.feedback import Feedback
 from sparkles.serve.gate import Gate
 from sparkles.serve.limits import Limits
 from sparkles.serve.page.handlers import Handlers
+from sparkles.serve.question import Sampling
 from sparkles.serve.starters import Example
 
 USER = "sparkles"

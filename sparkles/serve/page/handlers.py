@@ -12,10 +12,10 @@ from typing import Any
 import gradio as gr
 
 from sparkles.serve.conversation import Chat, ChatError, Conversation, Conversations, Turn, Visitors
-from sparkles.serve.engine import Sampling
 from sparkles.serve.export import file_stem, html_page, training_zip
 from sparkles.serve.feedback import Feedback
 from sparkles.serve.page.view import view
+from sparkles.serve.question import Sampling
 from sparkles.serve.starters import Example
 from sparkles.types import InputError
 

@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from sparkles.serve.conversation import Chat, ChatError, Conversation, Part, Turn, Upload
-from sparkles.serve.engine import Sampling
 from sparkles.serve.pictures import read_data_url
 from sparkles.serve.prompts import without_placeholders
+from sparkles.serve.question import Sampling
 from sparkles.types import Message, Prompt, Responder
 
 

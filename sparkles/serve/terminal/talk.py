@@ -21,8 +21,8 @@ from rich.text import Text
 from sparkles.config import nearest
 from sparkles.prompt_format import image_mention
 from sparkles.serve.conversation import Conversation, Turn, Upload
-from sparkles.serve.engine import SMALLEST_TEMPERATURE, Sampling
 from sparkles.serve.export import html_page, training_zip
+from sparkles.serve.question import SMALLEST_TEMPERATURE, Sampling
 from sparkles.serve.terminal.answer_writer import AnswerWriter, no_echo
 from sparkles.serve.terminal.speakers import Speaker
 from sparkles.serve.terminal.typed_pictures import parse_question, spell

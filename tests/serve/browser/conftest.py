@@ -13,9 +13,10 @@ import pytest
 from sparkles.data.images import load_image
 from sparkles.prompt_format import IMAGE_END, IMAGE_START
 from sparkles.serve.conversation import Chat, Visitors
-from sparkles.serve.engine import Engine, Piece, Question, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.feedback import Feedback
 from sparkles.serve.limits import Limits
+from sparkles.serve.question import Piece, Question, Sampling
 from sparkles.serve.starters import Example
 from sparkles.types import IMAGE_TOKEN_ID, Image
 from tests.browser import find_chromium

@@ -7,8 +7,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from sparkles.serve.conversation import Chat, Visitors
-from sparkles.serve.engine import Engine, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.limits import Limits
+from sparkles.serve.question import Sampling
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'sparkles[serve]'")
 

@@ -1,8 +1,8 @@
 import json
 
 from sparkles.serve.conversation import Conversation, Turn, Upload
-from sparkles.serve.engine import Sampling
 from sparkles.serve.page.view import view
+from sparkles.serve.question import Sampling
 
 PICTURE = Upload(b"pixels")
 

@@ -13,7 +13,8 @@ import pytest
 from sparkles.data.images import load_image
 from sparkles.prompt_format import MINIGPT4
 from sparkles.serve.conversation import Chat, ChatError, Conversation
-from sparkles.serve.engine import Engine, Piece, Question, Sampling
+from sparkles.serve.engine import Engine
+from sparkles.serve.question import Piece, Question, Sampling
 from sparkles.serve.terminal.speakers import LiveAnswers, Speaker, WholeAnswers
 from sparkles.types import Prompt, Response
 from tests.serve.conftest import MAX_TOKENS, EndlessText, data_url

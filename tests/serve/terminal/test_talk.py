@@ -18,8 +18,9 @@ from rich.console import Console
 from sparkles.prompt_format import IMAGE_PLACEHOLDER, IMAGE_TAG, MINIGPT4
 from sparkles.serve.__main__ import main
 from sparkles.serve.conversation import Chat
-from sparkles.serve.engine import Engine, Sampling
+from sparkles.serve.engine import Engine
 from sparkles.serve.limits import Limits
+from sparkles.serve.question import Sampling
 from sparkles.serve.terminal.speakers import LiveAnswers, Speaker, WholeAnswers
 from sparkles.serve.terminal.talk import Talk, run
 from sparkles.types import Prompt, Response
