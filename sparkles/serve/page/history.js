@@ -15,7 +15,7 @@ function button(label, action, attributes = {}) {
   return node;
 }
 
-let current = { key: null, turns: [], pictures: {} };
+let current = { key: null, turns: [], pictures: {}, next: 1, forgotten: 0 }; // until the server has said what there is
 
 const drawn = new WeakMap();
 

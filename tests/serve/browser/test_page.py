@@ -226,6 +226,17 @@ def test_what_is_no_picture_is_refused_in_words(chat: "ChatPage", tmp_path: Path
         chat.expect(chat.page.get_by_role("alert")).to_contain_text(words)
 
 
+def test_pictures_are_numbered_before_the_server_has_said_anything(
+    page: Any, address: str, pictures: list[Path]
+) -> None:
+    from tests.serve.browser.chat_page import ChatPage
+
+    page.route("**/gradio_api/queue/**", lambda route: route.abort())
+    chat = ChatPage(page).open(address)
+    chat.write("What is in ", pictures[0], "?")
+    assert chat.numbers() == ["1"]
+
+
 def test_of_several_files_those_that_are_no_pictures_are_named(
     chat: "ChatPage", pictures: list[Path], tmp_path: Path
 ) -> None:
