@@ -121,8 +121,7 @@ class PromptReader:
     def _read_common_beginning(self, memory: RowMemory, row: int, wanted: Sequence[Sequence[int]]) -> None:
         common = 0
         if len(wanted) > 1:
-            ordered = sorted(map(tuple, wanted))
-            common = common_length(ordered[0], ordered[-1])
+            common = common_length(min(map(tuple, wanted)), max(map(tuple, wanted)))
         beginning = wanted[0][:common]
         known = self.beginnings.longest(beginning)
         if common - known.length < _WORTH_READING:

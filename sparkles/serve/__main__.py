@@ -32,7 +32,6 @@ PAGE_PATIENCE = 3
 @command("tui")
 def tui(cfg: DictConfig) -> None:
     # Not before --help is answered.
-    import warnings
     from contextlib import ExitStack
 
     from hydra.utils import instantiate
@@ -44,8 +43,6 @@ def tui(cfg: DictConfig) -> None:
     from sparkles.serve.terminal.talk import PATHS_AFTER, WORDS, Talk, run
 
     validate(cfg)
-    # What libraries tell programmers would stand in the middle of an answer.
-    warnings.filterwarnings("ignore", category=FutureWarning)
     is_asked_once = cfg.message is not None
     console = Console(highlight=False)
     with ExitStack() as opened:

@@ -10,7 +10,6 @@ Nothing here knows of the page that shows it, and nothing is written to disk.
 """
 
 import asyncio
-import base64
 import hashlib
 import io
 import secrets
@@ -26,7 +25,7 @@ from sparkles.prompt_format import strip_tags
 from sparkles.serve.engine import Engine
 from sparkles.serve.limits import CHARACTERS_PER_TOKEN, Limits
 from sparkles.serve.moderation import Moderation, moderated
-from sparkles.serve.pictures import decode, read_data_url
+from sparkles.serve.pictures import data_url, decode, read_data_url
 from sparkles.serve.prompts import Said, to_messages, without_placeholders
 from sparkles.serve.question import EngineError, FinishReason, FullError, LateError, Piece, Question, Sampling
 from sparkles.types import InputError, Message, Prompt, images_of
@@ -65,8 +64,7 @@ class Upload:
     @cached_property
     def data_url(self) -> str:
         """For an <img>, and for the editor."""
-        kind = "jpeg" if _is_jpeg(self.content) else "png"
-        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode('ascii')}"
+        return data_url(self.content, "image/jpeg" if _is_jpeg(self.content) else "image/png")
 
 
 @dataclass(eq=False)

@@ -191,9 +191,8 @@ class Engine:
         """Look at pictures and read prompts, while others are answered."""
         post = Post()
         while group := self._next_to_read(post):
-            post.attempt(self._look, group, "the model failed to look at the pictures")
-            prompts = [one for one in group if not one.gone and one.question.sampling.beams == 1]
-            if prompts:
+            prompts = [one for one in group if one.question.sampling.beams == 1]  # a search reads for itself
+            if prompts and post.attempt(self._look, prompts, "the model failed to look at the pictures"):
                 post.attempt(self._read_prompts, prompts, _FAILED)
             for exchange in group:
                 self._read.put(exchange)

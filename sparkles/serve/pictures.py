@@ -50,6 +50,15 @@ def decode(content: bytes, *, max_pixels: int) -> PIL.Image.Image:
     raise PictureError(f"the picture has {size} pixels; at most {max_pixels:,} are taken: make it smaller")
 
 
+def data_url(content: bytes, kind: str) -> str:
+    r"""What `read_data_url` reads, if it is a picture.
+
+    >>> data_url(b"\x89PNG", "image/png")
+    'data:image/png;base64,iVBORw=='
+    """
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
 def read_data_url(url: str) -> bytes:
     r"""The content of `data:image/...;base64,...`.
 

@@ -1,6 +1,5 @@
 """Conversations to begin with, about pictures that ship: the questions alone, since each model answers for itself."""
 
-import base64
 import json
 import mimetypes
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparkles.serve.pictures import data_url
 from sparkles.types import InputError
 
 
@@ -56,4 +56,4 @@ def _parts(question: Sequence[str | Mapping[str, Any]], folder: Path) -> tuple[d
 
 def _data_url(path: Path) -> str:
     kind, _ = mimetypes.guess_type(path.name)
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    return data_url(path.read_bytes(), kind or "")

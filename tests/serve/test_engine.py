@@ -261,6 +261,18 @@ def test_a_picture_that_is_shown_again_is_not_encoded_again(
     assert texts([asyncio.run(answers(engine, nano.question(asked)))]) == first
 
 
+def test_a_search_encodes_its_pictures_once(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = nano.model.encode_images
+    monkeypatch.setattr(
+        nano.model, "encode_images", lambda pixels: encoded.append(len(pixels)) or encode(pixels)
+    )
+    asyncio.run(answers(make_engine(), nano.question(prompts(2)[1], beams=2, max_tokens=3)))
+    assert encoded == [2]
+
+
 # --- who comes, who goes
 
 

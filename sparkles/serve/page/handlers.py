@@ -1,6 +1,5 @@
 """What happens when something on the page is clicked, and what the page shows then."""
 
-import base64
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -15,6 +14,7 @@ from sparkles.serve.conversation import Chat, ChatError, Conversation, Conversat
 from sparkles.serve.export import file_stem, html_page, training_zip
 from sparkles.serve.feedback import Feedback
 from sparkles.serve.page.view import view
+from sparkles.serve.pictures import data_url
 from sparkles.serve.question import Sampling
 from sparkles.serve.starters import Example
 from sparkles.types import InputError
@@ -221,7 +221,7 @@ def _sampling(
 
 
 def _file(conversation: Conversation, suffix: str, content: bytes) -> dict[str, Any]:
-    url = f"data:application/octet-stream;base64,{base64.b64encode(content).decode('ascii')}"
+    url = data_url(content, "application/octet-stream")
     return _once(file={"name": file_stem(conversation) + suffix, "url": url})
 
 

@@ -1,6 +1,5 @@
 """Pictures between typed words: `@path`, or `@"a path with spaces"`."""
 
-import base64
 import io
 import os.path
 import re
@@ -9,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 import PIL.ImageOps
 
-from sparkles.serve.pictures import PictureError
+from sparkles.serve.pictures import PictureError, data_url
 
 # No address (me@example.org). A path ends where the sentence goes on: at white space, or at punctuation before white
 # space or the end.
@@ -59,7 +58,7 @@ def _data_url(path: str) -> str:
             f"cannot read {path}: {reason}; expected a picture behind @: correct the path, and quote one with "
             'spaces: @"my cat.png"'
         ) from error
-    return f"data:image/*;base64,{base64.b64encode(content).decode('ascii')}"
+    return data_url(content, "image/*")
 
 
 def _png(picture: PIL.Image.Image) -> bytes:
