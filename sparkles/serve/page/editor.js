@@ -256,6 +256,8 @@ function tidy(place) {
 
 function send() {
   const parts = question();
+  // Asked now, it would be another visitor's than the one whom the server is about to welcome.
+  if (!current.key) return tell("The server has not answered yet; send the question again in a moment.");
   if (current.answering) return tell("An answer is still being written; wait for its end, or stop it.");
   if (arriving) return tell("A picture is still being read; send the question when it is there.");
   if (!parts.length) return tell("The question is empty; write something, or add a picture.");

@@ -23,6 +23,8 @@ class ChatPage:
     def open(self, address: str) -> Self:
         self.page.goto(address)
         expect(self.editor).to_be_visible()
+        # Before it has heard from the server nothing can be sent, and gradio may forget what is typed into a setting.
+        expect(self.page.get_by_role("radio").first).to_be_attached()
         return self
 
     def write(self, *parts: str | Path) -> None:
@@ -71,8 +73,6 @@ class ChatPage:
 
     def unfold(self, name: str) -> None:
         """What the sidebar has folded up; its button is called by more than the name."""
-        # What is typed into a setting before the page has heard from the server may be forgotten by gradio.
-        expect(self.page.get_by_role("radio").first).to_be_attached()
         self.page.get_by_role("button", name=name).click()
 
     def drop(self, before: str, *files: Path) -> None:

@@ -226,14 +226,18 @@ def test_what_is_no_picture_is_refused_in_words(chat: "ChatPage", tmp_path: Path
         chat.expect(chat.page.get_by_role("alert")).to_contain_text(words)
 
 
-def test_pictures_are_numbered_before_the_server_has_said_anything(
+def test_a_question_is_written_but_not_sent_before_the_server_has_said_anything(
     page: Any, address: str, pictures: list[Path]
 ) -> None:
     from tests.serve.browser.chat_page import ChatPage
 
     page.route("**/gradio_api/queue/**", lambda route: route.abort())
-    chat = ChatPage(page).open(address)
+    page.goto(address)
+    chat = ChatPage(page)
     chat.write("What is in ", pictures[0], "?")
+    assert chat.numbers() == ["1"]
+    page.keyboard.press("Enter")
+    chat.expect(page.get_by_role("alert").filter(has_text="The server has not answered yet")).to_be_visible()
     assert chat.numbers() == ["1"]
 
 
