@@ -25,6 +25,7 @@ class ChatPage:
         expect(self.editor).to_be_visible()
         # Before it has heard from the server nothing can be sent, and gradio may forget what is typed into a setting.
         expect(self.page.get_by_role("radio").first).to_be_attached()
+        self.page.wait_for_load_state("networkidle")
         return self
 
     def write(self, *parts: str | Path) -> None:
