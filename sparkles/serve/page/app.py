@@ -110,9 +110,10 @@ def _blocks(handlers: Handlers, *, defaults: Sampling, about: str) -> gr.Blocks:
             (chat.edit, handlers.edit, visit, shown),
             (chat.rate, handlers.rate, visit, shown),
         ):
-            # What gradio would show is also read out: "common.complete", after each. And it would refuse a key that it
-            # does not know; a page may be older than the server, which the handlers say.
-            event(handler, inputs, outputs, show_progress="hidden", preprocess=False)
+            # What gradio would show is also read out: "common.complete", after each. It would refuse a key that it does
+            # not know; a page may be older than the server, which the handlers say. And it would drop what comes while
+            # it tidies up after the one before of its kind.
+            event(handler, inputs, outputs, show_progress="hidden", preprocess=False, trigger_mode="multiple")
     return blocks
 
 

@@ -14,6 +14,7 @@ const notice = find(".notice");
 let cursor = null; // where the next picture goes while the focus is elsewhere
 let arriving = 0; // pictures that are being read
 let sent = null; // items of a question of which the server has said nothing yet
+let early = null; // parts of a question that was sent before the server had said anything at all
 
 if (!editor.isContentEditable) editor.contentEditable = "true";
 
@@ -256,9 +257,8 @@ function tidy(place) {
 
 function send() {
   const parts = question();
-  // Asked now, it would be another visitor's than the one whom the server is about to welcome.
-  if (!current.key) return tell("The server has not answered yet; send the question again in a moment.");
   if (current.answering) return tell("An answer is still being written; wait for its end, or stop it.");
+  if (sent) return tell("The last question is still on its way; wait for its answer.");
   if (arriving) return tell("A picture is still being read; send the question when it is there.");
   if (!parts.length) return tell("The question is empty; write something, or add a picture.");
   tell("");
@@ -266,7 +266,10 @@ function send() {
   write([]);
   placeCursor(cursor);
   forget();
-  trigger("ask", { parts });
+  if (current.key) return trigger("ask", { parts });
+  // Asked now, it would be another visitor's than the one whom the server is about to welcome.
+  early = parts;
+  tell("The question waits for the server to answer.");
 }
 
 // Gradio says when the server cannot be reached, but not to whom it did not get through.
@@ -277,7 +280,7 @@ function expectReply(items) {
     const reached = await fetch("theme.css", { cache: "no-store" }).then(() => true, () => false);
     if (sent !== items) return;
     if (reached) return expectReply(items);
-    sent = null;
+    sent = early = null;
     write([...items, ...contents()]);
     placeCursor(cursor);
     tell("The server cannot be reached; the question is here again.");

@@ -1,5 +1,6 @@
 """What happens when something on the page is clicked, and what the page shows then."""
 
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -18,6 +19,8 @@ from sparkles.serve.pictures import data_url
 from sparkles.serve.question import Sampling
 from sparkles.serve.starters import Example
 from sparkles.types import InputError
+
+log = logging.getLogger(__name__)
 
 UNTITLED = "New conversation"
 _SECONDS = 0.08
@@ -186,6 +189,7 @@ async def _answer(
         handover: to the page, if there is no answer.
     """
     looked = None
+    handover = handover and _once(**handover)
     try:
         visit.check(key)
         async with aclosing(ask(visit.conversation, sampling=_sampling(*settings))) as turns:
@@ -198,7 +202,10 @@ async def _answer(
                     continue
                 looked = time.monotonic()
     except InputError as error:
-        yield visit.shown(notice=str(error), handover=handover and _once(**handover))
+        yield visit.shown(notice=str(error), handover=handover)
+    except Exception:  # a bug; the question is not to be lost with it
+        log.exception("a question was not answered")
+        yield visit.shown(notice="The server failed at this question; its log says why.", handover=handover)
     else:
         yield _grown(visit)
 

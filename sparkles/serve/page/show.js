@@ -20,7 +20,7 @@ function uncover() {
 function show(view) {
   const left = current.key && view?.key !== current.key && !view?.opened; // an answer where nobody looks any more
   if (!view || left) return;
-  sent = null;
+  if (!early) sent = null;
   const reading = document.documentElement.scrollHeight - innerHeight - scrollY > 160;
   const fresh = view.key !== current.key || view.turns.length > current.turns.length;
   current = view;
@@ -32,6 +32,8 @@ function show(view) {
   if (view.handover) take(view.handover);
   if (view.opened) uncover();
   if (fresh || !reading) scrollTo({ top: view.turns.length ? document.documentElement.scrollHeight : 0 });
+  if (early) trigger("ask", { parts: early });
+  early = null;
 }
 
 watch("value", () => show(props.value));

@@ -23,9 +23,6 @@ class ChatPage:
     def open(self, address: str) -> Self:
         self.page.goto(address)
         expect(self.editor).to_be_visible()
-        # Before it has heard from the server nothing can be sent, and gradio may forget what is typed into a setting.
-        expect(self.page.get_by_role("radio").first).to_be_attached()
-        self.page.wait_for_load_state("networkidle")
         return self
 
     def write(self, *parts: str | Path) -> None:
@@ -74,7 +71,13 @@ class ChatPage:
 
     def unfold(self, name: str) -> None:
         """What the sidebar has folded up; its button is called by more than the name."""
-        self.page.get_by_role("button", name=name).click()
+        button = self.page.get_by_role("button", name=name)
+        button.click()
+        expect(button.locator("xpath=following-sibling::*").first).to_be_visible()
+        # Gradio gives what has just appeared its first values once more, a frame later.
+        self.page.evaluate(
+            "() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))"
+        )
 
     def drop(self, before: str, *files: Path) -> None:
         """As from a file manager, in front of a word in the editor."""

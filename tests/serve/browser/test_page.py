@@ -226,19 +226,30 @@ def test_what_is_no_picture_is_refused_in_words(chat: "ChatPage", tmp_path: Path
         chat.expect(chat.page.get_by_role("alert")).to_contain_text(words)
 
 
-def test_a_question_is_written_but_not_sent_before_the_server_has_said_anything(
-    page: Any, address: str, pictures: list[Path]
+def test_a_question_that_is_sent_before_the_server_has_said_anything_waits_for_it(
+    page: Any, address: str, pictures: list[Path], recording: RecordingEngine
 ) -> None:
     from tests.serve.browser.chat_page import ChatPage
 
-    page.route("**/gradio_api/queue/**", lambda route: route.abort())
-    page.goto(address)
-    chat = ChatPage(page)
+    page.route("**/gradio_api/queue/join*", lambda route: None)  # held back
+    chat = ChatPage(page).open(address)
     chat.write("What is in ", pictures[0], "?")
     assert chat.numbers() == ["1"]
     page.keyboard.press("Enter")
-    chat.expect(page.get_by_role("alert").filter(has_text="The server has not answered yet")).to_be_visible()
-    assert chat.numbers() == ["1"]
+    told = page.get_by_role("alert")
+    chat.expect(told).to_contain_text("The question waits for the server to answer")
+    chat.write("Are you sure?")
+    page.keyboard.press("Enter")
+    chat.expect(told).to_contain_text("The last question is still on its way")
+    page.unroute("**/gradio_api/queue/join*")  # on they go
+    chat.expect(chat.turns).to_have_count(1)
+    chat.answer()
+    assert recording.question() == "What is in IMAGE#1[scene 0]?"
+    chat.expect(chat.editor).to_have_text("Are you sure?")
+    page.keyboard.press("Enter")
+    chat.expect(chat.turns).to_have_count(2)
+    chat.ended()
+    assert "What is in" in recording.prompt()
 
 
 def test_of_several_files_those_that_are_no_pictures_are_named(
