@@ -33,21 +33,16 @@ class Finder:
     in_sentence: Callable[[str], Pair | None]
 
     def __call__(self, question: str) -> Pair | None:
-        """The pair of the last sentence that has one, of the last and the first."""
+        """The pair of the last sentence that has one, of the last and the first.
+
+        >>> RULES("That is a fine view! Could you compare the bridge in IMAGE#7 with the one in IMAGE#8?")
+        ('compare', 'bridge')
+        """
         sentences = _SENTENCE_END.split(strip_tags(question).strip())
         return self.in_sentence(sentences[-1]) or self.in_sentence(sentences[0])
 
 
 RULES = Finder("rules", pair_by_rules)
-
-
-def root_verb_object(question: str) -> Pair | None:
-    """The pair of a question, by the parser if it is installed, or else by rules; None if there is none.
-
-    >>> RULES("That is a fine view! Could you compare the bridge in IMAGE#7 with the one in IMAGE#8?")
-    ('compare', 'bridge')
-    """
-    return find_pairs_by("auto")(question)
 
 
 @cache

@@ -125,16 +125,6 @@ class Store:
         )
 
 
-def find_runs(spec: TableSpec, store: Path = STORE) -> list[RowRun]:
-    """The runs of a table as they are; nothing is run.
-
-    Raises:
-        TableError: an override that the config does not know.
-    """
-    found = Store(store)
-    return found.place(wanted_runs(spec, found.contents))
-
-
 def state_of(run_dir: Path) -> State:
     state = read_json(run_dir / RECORD).get("state")
     if state == "finished" and not (run_dir / "metrics.json").is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparkles.gen import verbs
-from sparkles.gen.verbs import RULES, disagreements, find_pairs_by, pair_in_tree, root_verb_object
+from sparkles.gen.verbs import RULES, disagreements, find_pairs_by, pair_in_tree
 from sparkles.types import InputError
 
 
@@ -63,8 +63,9 @@ def test_of_a_tree_the_verb_closest_to_the_root_with_its_first_noun(
 @pytest.mark.usefixtures("fresh_finders")
 def test_without_the_parser_rules_stand_in_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "benepar", None)
-    assert find_pairs_by("auto").name == "rules"
-    assert root_verb_object("Compare the bridges.") == ("compare", "bridge")
+    find = find_pairs_by("auto")
+    assert find.name == "rules"
+    assert find("Compare the bridges.") == ("compare", "bridge")
     with pytest.raises(
         InputError, match=r"the parser is not installed .*pip install 'sparkles\[stats\]'.*verbs=rules"
     ):
@@ -75,7 +76,7 @@ def test_without_the_parser_rules_stand_in_unless_it_is_asked_for(monkeypatch: p
 def test_the_parser_is_taken_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     finder = verbs.Finder("parser", lambda sentence: ("parse", sentence))
     monkeypatch.setattr(verbs, "_parser", lambda: finder)
-    assert root_verb_object("Go on.") == ("parse", "Go on.")
+    assert find_pairs_by("auto")("Go on.") == ("parse", "Go on.")
 
 
 def test_disagreements_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from textwrap import dedent
 import pytest
 
 from sparkles.tables.identity import Contents, Identity
-from sparkles.tables.runs import wanted_runs
+from sparkles.tables.runs import RowRun, Store, wanted_runs
 from sparkles.tables.spec import Row, TableSpec
 from tests.tables import stub
 
@@ -34,6 +34,12 @@ SMALL_CONFIG = {
 
 MakeSpec = Callable[..., TableSpec]
 Identify = Callable[..., Identity]
+
+
+def find_runs(spec: TableSpec, store: Path) -> list[RowRun]:
+    """The runs of a table as they are; nothing is run."""
+    found = Store(store)
+    return found.place(wanted_runs(spec, found.contents))
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,10 @@ from sparkles.tables import runs as runs_module
 from sparkles.tables.launching import Settings, job_overrides, run_missing
 from sparkles.tables.rendering import write_files
 from sparkles.tables.results import read_results
-from sparkles.tables.runs import CHECKPOINT, RowRun, Store, find_runs, wanted_runs, write_record
+from sparkles.tables.runs import CHECKPOINT, RowRun, Store, wanted_runs, write_record
 from sparkles.tables.spec import TableError, TableSpec
 from sparkles.types import InputError
+from tests.tables.conftest import find_runs
 from tests.tables.stub import BROKEN, calls_of
 
 ROOT = Path(__file__).resolve().parents[2]

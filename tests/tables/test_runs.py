@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sparkles.tables import runs
-from sparkles.tables.runs import CHECKPOINT, Store, Wanted, find_runs, wanted_runs, write_record
+from sparkles.tables.runs import CHECKPOINT, Store, Wanted, wanted_runs, write_record
 from sparkles.tables.spec import TableError, TableSpec
+from tests.tables.conftest import find_runs
 
 MakeSpec = Callable[..., TableSpec]
 
