@@ -103,12 +103,12 @@ def _blocks(handlers: Handlers, *, defaults: Sampling, about: str) -> gr.Blocks:
             (clear.click, handlers.clear, secret, shown),
             (save_zip.click, handlers.save_zip, visit, shown),
             (save_html.click, handlers.save_html, visit, shown),
-            (chat.ask, handlers.ask, [*visit, *settings], shown),
-            (chat.retry, handlers.retry, [*visit, *settings], shown),
+            (chat.ask, handlers.ask, [secret, *settings], shown),
+            (chat.retry, handlers.retry, [secret, *settings], shown),
             (chat.example, handlers.example, [secret, *settings], shown),
-            (chat.stop, handlers.stop, visit, None),
-            (chat.edit, handlers.edit, visit, shown),
-            (chat.rate, handlers.rate, visit, shown),
+            (chat.stop, handlers.stop, secret, None),
+            (chat.edit, handlers.edit, secret, shown),
+            (chat.rate, handlers.rate, secret, shown),
         ):
             # What gradio would show is also read out: "common.complete", after each. It would refuse a key that it does
             # not know; a page may be older than the server, which the handlers say. And it would drop what comes while

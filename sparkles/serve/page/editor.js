@@ -266,7 +266,7 @@ function send() {
   write([]);
   placeCursor(cursor);
   forget();
-  if (current.key) return trigger("ask", { parts });
+  if (current.key) return act("ask", { parts });
   // Asked now, it would be another visitor's than the one whom the server is about to welcome.
   early = parts;
   tell("The question waits for the server to answer.");
@@ -362,7 +362,7 @@ find("input").addEventListener("change", async ({ target }) => {
   await insertPictures(target.files);
   target.value = "";
 });
-find(".stop").addEventListener("click", () => trigger("stop", {}));
+find(".stop").addEventListener("click", () => act("stop"));
 find(".composer").addEventListener("submit", (event) => {
   event.preventDefault();
   send();

@@ -95,17 +95,15 @@ class Handlers:
         self._visit(secret, Conversations.new).own.clear()
         return self.arrive(secret)
 
-    async def ask(
-        self, event: gr.EventData, secret: str | None, key: str, *settings: float
-    ) -> AsyncIterator[Shown]:
+    async def ask(self, event: gr.EventData, secret: str | None, *settings: float) -> AsyncIterator[Shown]:
         """Answer a question; one that cannot be asked goes back into the editor."""
         ask, handover = partial(self.chat.ask, parts=event.parts), {"parts": event.parts}
-        async for shown in _answer(self._visit_at(secret, key), key, ask, settings, handover):
+        async for shown in _answer(self._visit_at(secret, event.key), event.key, ask, settings, handover):
             yield shown
 
-    async def retry(self, secret: str | None, key: str, *settings: float) -> AsyncIterator[Shown]:
+    async def retry(self, event: gr.EventData, secret: str | None, *settings: float) -> AsyncIterator[Shown]:
         """Answer the last question again."""
-        async for shown in _answer(self._visit_at(secret, key), key, self.chat.retry, settings):
+        async for shown in _answer(self._visit_at(secret, event.key), event.key, self.chat.retry, settings):
             yield shown
 
     async def example(
@@ -122,24 +120,24 @@ class Handlers:
                 return
             turns = visit.conversation.turns
 
-    def stop(self, secret: str | None, key: str) -> None:
+    def stop(self, event: gr.EventData, secret: str | None) -> None:
         """End the answer that is being written."""
-        conversation = self._visit_at(secret, key).conversation
-        if conversation.key == key:
+        conversation = self._visit_at(secret, event.key).conversation
+        if conversation.key == event.key:
             conversation.stop()
 
-    def edit(self, secret: str | None, key: str) -> Shown:
+    def edit(self, event: gr.EventData, secret: str | None) -> Shown:
         """Hand the last question back to the editor."""
-        return self._attempt(secret, key, lambda conversation: _once(parts=conversation.take_back()))
+        return self._attempt(secret, event.key, lambda conversation: _once(parts=conversation.take_back()))
 
-    def rate(self, event: gr.EventData, secret: str | None, key: str) -> Shown:
+    def rate(self, event: gr.EventData, secret: str | None) -> Shown:
         """Keep what the user says of an answer."""
 
         def keep(conversation: Conversation) -> None:
             if self.feedback is not None:
                 self.feedback.keep(conversation, event.index, event.verdict)
 
-        return self._attempt(secret, key, keep)
+        return self._attempt(secret, event.key, keep)
 
     def save_zip(self, secret: str | None, key: str) -> Shown:
         """Hand over the conversation as a training dialogue."""

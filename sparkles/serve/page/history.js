@@ -17,6 +17,11 @@ function button(label, action, attributes = {}) {
 
 let current = { key: null, turns: [], pictures: {}, next: 1, forgotten: 0 }; // until the server has said what there is
 
+// Something was done to the conversation on the screen; the list of conversations may already be at another.
+function act(name, data = {}) {
+  trigger(name, { ...data, key: current.key });
+}
+
 const drawn = new WeakMap();
 
 // Only what has changed is drawn again, so that focus, selection and what a screen reader speaks stay where they are.
@@ -61,13 +66,13 @@ function remarks({ turn, index, last }) {
   const nodes = notes.length ? [make("span", { class: "note" }, notes.join(" "))] : [];
   if (!turn.ending) return nodes;
   if (last) {
-    nodes.push(button("Retry", () => trigger("retry", {})));
-    nodes.push(button("Edit", () => trigger("edit", {}), { "aria-label": "Edit the question" }));
+    nodes.push(button("Retry", () => act("retry")));
+    nodes.push(button("Edit", () => act("edit"), { "aria-label": "Edit the question" }));
   }
   if (!props.rated || !turn.answer.length) return nodes;
   for (const [verdict, [label, hint]] of Object.entries(VERDICTS)) {
     const attributes = { "aria-label": hint, "aria-pressed": turn.verdict === verdict };
-    const node = button(label, () => trigger("rate", { index, verdict }), attributes);
+    const node = button(label, () => act("rate", { index, verdict }), attributes);
     node.disabled = Boolean(turn.verdict); // an answer is rated once
     nodes.push(node);
   }
@@ -98,7 +103,7 @@ function drawWelcome() {
   fill(find(".examples"), props.examples, (examples) =>
     examples.map(({ title, pictures }, index) => {
       const images = pictures.map((url) => make("img", { src: url, alt: "" }));
-      const node = button("", () => trigger("example", { index }), { class: "example" });
+      const node = button("", () => act("example", { index }), { class: "example" });
       node.append(make("span", { class: "pictures" }, ...images), make("span", {}, title));
       return make("li", {}, node);
     }),

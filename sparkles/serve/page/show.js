@@ -32,7 +32,7 @@ function show(view) {
   if (view.handover) take(view.handover);
   if (view.opened) uncover();
   if (fresh || !reading) scrollTo({ top: view.turns.length ? document.documentElement.scrollHeight : 0 });
-  if (early) trigger("ask", { parts: early });
+  if (early) act("ask", { parts: early });
   early = null;
 }
 

@@ -252,6 +252,27 @@ def test_a_question_that_is_sent_before_the_server_has_said_anything_waits_for_i
     assert "What is in" in recording.prompt()
 
 
+def test_a_question_is_part_of_the_conversation_that_was_seen_when_it_was_sent(
+    chat: "ChatPage", recording: RecordingEngine
+) -> None:
+    chat.ask("First words")
+    chat.button("New conversation").click()
+    chat.expect(chat.turns).to_have_count(0)
+    chat.ask("Other words")
+    chat.page.route("**/gradio_api/queue/join*", lambda route: None)  # held back
+    chat.page.get_by_role("radio", name="First words").check()
+    chat.write("Are you sure?")
+    chat.page.keyboard.press("Enter")
+    asked = len(recording.asked)
+    chat.page.unroute("**/gradio_api/queue/join*")
+    while len(recording.asked) == asked:
+        chat.page.wait_for_timeout(50)
+    chat.page.get_by_role("radio", name="Other words").check()
+    chat.expect(chat.turns).to_have_count(2)
+    chat.ended()
+    assert "Other words" in recording.prompt()
+
+
 def test_of_several_files_those_that_are_no_pictures_are_named(
     chat: "ChatPage", pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -37,8 +37,8 @@ def test_a_bug_of_the_server_hands_the_question_back(
     parts = [{"text": "Is it red?"}]
 
     async def ask() -> list[dict[str, Any]]:
-        event = gradio.EventData(None, {"parts": parts})
-        return [view async for _, view, _ in handlers.ask(event, None, "", *SETTINGS)]
+        event = gradio.EventData(None, {"parts": parts, "key": None})
+        return [view async for _, view, _ in handlers.ask(event, None, *SETTINGS)]
 
     with caplog.at_level(logging.ERROR):
         *_, view = asyncio.run(ask())
