@@ -28,17 +28,15 @@ class RowMemory:
     Each row begins in the first column and grows to the right, so that nothing is ever moved along.
 
     Args:
-        grows: rows go on, so there is to be room for that.
+        nothing: see `nothing_kept`.
+        room: rows and columns at first.
         few_shapes: room for powers of two alone, for steps that are compiled for each shape.
-
-    Raises:
-        InputError: layers differ in what they keep.
     """
 
-    def __init__(self, language: PreTrainedModel, *, grows: bool = True, few_shapes: bool = False) -> None:
-        self._grows = grows
+    def __init__(self, nothing: Tensor, *, room: tuple[int, int] = (0, 0), few_shapes: bool = False) -> None:
         self._few_shapes = few_shapes
-        self._hold(_nothing_kept(language))
+        self._hold(nothing)
+        self._take_room(*room)
         self.rows = slice(0, 0)
         self.seen = self.used = 0
         self.where = torch.empty(0, dtype=torch.int64)
@@ -55,16 +53,22 @@ class RowMemory:
         return self.states.shape[2], self.states.shape[4]
 
     def make_room(self, rows: int, columns: int) -> None:
-        """Anew, with something to spare, where there is not as much; if memory does not suffice, all stays as it is."""
+        """Anew, with something to spare if memory suffices, where there is not as much; if it fails, all stays."""
         room_rows, room_columns = self.room
         if rows <= room_rows and columns <= room_columns:
             return
-        rows = max(rows, room_rows + room_rows // 4) if rows > room_rows else room_rows
-        if columns > room_columns and self._grows:
-            columns += columns // 2 + _SPARE_COLUMNS
-        columns = max(columns, room_columns)
-        if self._few_shapes:
+        rows, columns = max(rows, room_rows), max(columns, room_columns)
+        spare_rows = max(rows, room_rows + room_rows // 4) if rows > room_rows else rows
+        spare_columns = columns + columns // 2 + _SPARE_COLUMNS if columns > room_columns else columns
+        try:
+            self._take_room(spare_rows, spare_columns)
+        except torch.OutOfMemoryError:
+            self._take_room(rows, columns)
+
+    def _take_room(self, rows: int, columns: int) -> None:
+        if self._few_shapes and rows and columns:
             rows, columns = (1 << (number - 1).bit_length() for number in (rows, columns))
+        room_rows, room_columns = self.room
         layers, _, _, heads, _, width = self.states.shape
         larger = self.states.new_zeros(layers, 2, rows, heads, columns, width)
         larger[:, :, :room_rows, :, :room_columns] = self.states
@@ -112,7 +116,8 @@ class _Layer(DynamicLayer):
         """Write float[B, H, S, D] to where the memory points: float[B, H, T, D] of all that these rows have."""
         memory = self._memory
         for flat, states in zip(self.flat, (key_states, value_states), strict=True):
-            flat.index_copy_(0, memory.where, states.flatten(0, 2))
+            # What overflowed would make the next row in this place NaN too: a mask is added, and hides numbers alone.
+            flat.index_copy_(0, memory.where, states.flatten(0, 2).nan_to_num(0, 0, 0))
         keys, values = (room[memory.rows, :, : memory.used] for room in self.rooms)
         return keys, values
 
@@ -121,8 +126,12 @@ class _Layer(DynamicLayer):
         return self._memory.seen
 
 
-def _nothing_kept(language: PreTrainedModel) -> Tensor:
-    """float[L, 2, 0, H, 0, D], of the sizes that the model keeps of one token."""
+def nothing_kept(language: PreTrainedModel) -> Tensor:
+    """float[L, 2, 0, H, 0, D], of the sizes that the model keeps of one token.
+
+    Raises:
+        InputError: layers differ in what they keep.
+    """
     # Without the config, each layer keeps all.
     probe = DynamicCache()
     with torch.no_grad():
@@ -177,13 +186,16 @@ class Beginnings:
             return Beginning(length=length, states=states)
 
     def add(self, read: Sequence[int], states: Tensor) -> Tensor:
-        """Keep float[L, 2, H, tokens, D] of what was read; the copy that is kept, or the one that was."""
+        """Keep float[L, 2, H, tokens, D] of what was read, unless it alone is too large; a copy of it."""
         numbers = tuple(read)
         with self._lock:
             for one in self._beside(numbers):
                 if one[: len(numbers)] == numbers:
                     kept = self._kept[one] = self._kept.pop(one)
                     return kept
+            if states.nbytes > self._most_bytes:
+                return states.clone()
+            for one in self._beside(numbers):
                 if one == numbers[: len(one)]:
                     self._forget(one)
             kept = self._kept[numbers] = states.clone()

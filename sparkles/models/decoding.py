@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from sparkles.models.cache import Beginnings, RowMemory, common_length
+from sparkles.models.cache import Beginnings, RowMemory, common_length, nothing_kept
 from sparkles.types import IMAGE_TOKEN_ID, InputError
 
 Embed = Callable[[Tensor, Sequence[int]], Tensor]
@@ -27,12 +27,16 @@ _KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 """Layers that keep something for each token, of which rows can be put together."""
 _IMPLEMENTATIONS = {"sdpa", "eager"}
 """Of attention, which take the mask that is made here."""
+_ROPE_OF_THE_CALL = {"dynamic", "longrope"}
+"""Position encodings that transformers makes anew for each call."""
 _TOKENS_AT_ONCE = {"cpu": 1_024}
 """Read in one call, so that what lies between two layers stays in the processor's cache."""
 _TOKENS_AT_ONCE_ELSEWHERE = 16_384
 _TOKENS_OF_A_CALL = {"cpu": 32}
 """Whose reading takes as long as the call itself."""
 _TOKENS_OF_A_CALL_ELSEWHERE = 512
+_MOST_SHAPES = 64
+"""Powers of two of rows, times those of columns."""
 _WORTH_READING = 16
 """Tokens that several prompts begin with, to be read for all of them before the rest."""
 
@@ -50,7 +54,19 @@ def unfit(language: PreTrainedModel) -> str | None:
             f"its attention ({config._attn_implementation}) takes no mask of four dimensions: expected "
             f"{' or '.join(sorted(_IMPLEMENTATIONS))}"
         )
+    if others := _rope_types(config) & _ROPE_OF_THE_CALL:
+        return (
+            f"its positions ({', '.join(sorted(others))} RoPE) are turned by angles that depend on the longest row: "
+            "expected angles that are always the same"
+        )
     return None
+
+
+def _rope_types(config: PretrainedConfig) -> set[str]:
+    """Of all layers, whose kinds may have parameters of their own."""
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [given, *(one for one in given.values() if isinstance(one, dict))]
+    return {kind["rope_type"] for kind in kinds if "rope_type" in kind}
 
 
 class PromptReader:
@@ -61,7 +77,7 @@ class PromptReader:
         beginnings: what was read before, here or elsewhere.
 
     Raises:
-        InputError: the language model is `unfit`.
+        InputError: the language model is `unfit`, or its layers differ in what they keep.
     """
 
     def __init__(
@@ -74,14 +90,17 @@ class PromptReader:
             )
         self.language = language
         self.beginnings = beginnings
+        self.nothing = nothing_kept(language)
         self._embed = embed
         self._slots = slots
-        self._memory: RowMemory | None = None
+        self._memory = RowMemory(self.nothing)
 
     def read(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """What `RunningBatch.enter` takes for them, and is kept for others: float[L, 2, H, at least all but one, D]."""
-        if self._memory is None:
-            self._memory = RowMemory(self.language, grows=False)
+        room = len(prompts), max(map(len, prompts)) - 1
+        if any(needed > there for needed, there in zip(room, self._memory.room, strict=True)):
+            self._memory = RowMemory(self.nothing)  # let go first; nobody needs what was in it
+            self._memory = RowMemory(self.nothing, room=room)
         order = self.read_into(self._memory, 0, prompts)
         read: dict[int, Tensor] = {}
         for row, index in enumerate(order):
@@ -170,9 +189,12 @@ class RunningBatch:
         self._reader = reader
         self._rows: list[list[int]] = []  # what each has read
         self._has_few_shapes = compile_backend is not None
-        self._memory = RowMemory(self._language, few_shapes=self._has_few_shapes)
+        self._memory = RowMemory(reader.nothing, few_shapes=self._has_few_shapes)
         self._step_through: Any = self._language
         if compile_backend is not None:
+            # Each shape is compiled once; above the limit dynamo would give up for good, when the load is highest.
+            dynamo = torch._dynamo.config
+            dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
             graphs = compile_backend == "inductor" and self._language.device.type == "cuda"
             self._step_through = torch.compile(
                 self._language,

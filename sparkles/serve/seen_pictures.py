@@ -45,7 +45,9 @@ class SeenPictures:
         if new := [number for number in pictures if number not in self._features]:
             device = self._model.language.device
             pixels = torch.stack([pictures[number] for number in new]).to(device)
-            self._features |= zip(new, self._model.encode_images(pixels), strict=True)
+            features = self._model.encode_images(pixels)
+            # Copies: a part of a tensor keeps the whole in memory.
+            self._features |= zip(new, (one.clone() for one in features), strict=True)
         found = {number: self._features.pop(number) for number in pictures}
         self._features |= found
         for number in list(self._features)[: max(0, len(self._features) - self._most)]:

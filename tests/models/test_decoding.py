@@ -289,6 +289,59 @@ def test_a_prompt_ends_with_a_word(prompt: list[int]) -> None:
 
 
 @torch.inference_mode()
+def test_what_overflowed_in_a_row_is_nothing_to_the_next_in_its_place() -> None:
+    batch, embedder = running()
+    embedder.words.register_forward_hook(lambda words, ids, embeds: embeds * torch.inf)
+    batch.join([[1, 2, 3, 4, 5, 6, 7, 8]])
+    assert not batch.step([8]).isfinite().all()
+    embedder.words._forward_hooks.clear()
+    batch.keep([])
+    batch.join([[1, 2, 3], [4, 5]])  # of two lengths, so that there is a mask
+    after = batch.step([3, 5])
+    fresh, _ = running()
+    fresh.join([[1, 2, 3], [4, 5]])
+    torch.testing.assert_close(after, fresh.step([3, 5]))
+
+
+@torch.inference_mode()
+def test_without_memory_to_spare_rows_get_the_room_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, _ = running()
+    batch.join([[1, 2, 3]])
+    rows, _ = batch._memory.room
+    take = batch._memory._take_room
+
+    def take_little(rows: int, columns: int) -> None:
+        if columns > 200:
+            raise torch.OutOfMemoryError
+        take(rows, columns)
+
+    monkeypatch.setattr(batch._memory, "_take_room", take_little)
+    batch._memory.make_room(rows, 200)
+    assert batch._memory.room == (rows, 200)
+    with pytest.raises(torch.OutOfMemoryError):
+        batch._memory.make_room(rows, 201)
+    assert batch._memory.room == (rows, 200)
+
+
+@torch.inference_mode()
+def test_a_reader_has_room_for_those_it_reads_and_not_for_all_before() -> None:
+    batch, _ = running()
+    reader = reader_of(batch)
+    reader.read([[1, 2, 3]] * 8)
+    reader.read([[1] * 40])
+    assert reader._memory.room == (1, 39)
+
+
+@torch.inference_mode()
+def test_what_alone_is_larger_than_the_memory_costs_no_other_its_place() -> None:
+    batch, _ = running(remembered_bytes=20_000)
+    reader = reader_of(batch)
+    [small] = reader.read([[1, 2, 3]])
+    reader.read([[4] * (2 + 20_000 // small[:, :, :, :1].nbytes)])
+    assert reader.beginnings.longest([1, 2, 3]).length == 2
+
+
+@torch.inference_mode()
 def test_a_row_that_leaves_gives_its_place_to_the_last() -> None:
     batch, _ = running()
     batch.join([[1, 2, 3], [4, 5], [6]])
@@ -301,6 +354,11 @@ def test_a_row_that_leaves_gives_its_place_to_the_last() -> None:
     [
         ({"layer_types": ["full_attention", "linear_attention"]}, "it has linear_attention layers"),
         ({"_attn_implementation": "flash_attention_2"}, r"flash_attention_2\) takes no mask"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, r"positions \(dynamic RoPE\)"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "longrope"}, "sliding_attention": {}}},
+            r"positions \(longrope RoPE\)",
+        ),
     ],
 )
 def test_a_model_that_remembers_or_attends_otherwise_is_refused(change: dict[str, Any], message: str) -> None:
