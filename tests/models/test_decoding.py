@@ -292,8 +292,8 @@ def test_a_prompt_ends_with_a_word(prompt: list[int]) -> None:
 def test_what_overflowed_in_a_row_is_nothing_to_the_next_in_its_place() -> None:
     batch, embedder = running()
     embedder.words.register_forward_hook(lambda words, ids, embeds: embeds * torch.inf)
-    batch.join([[1, 2, 3, 4, 5, 6, 7, 8]])
-    assert not batch.step([8]).isfinite().all()
+    batch.join([[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6, 7, 9]])
+    assert not batch.step([8, 9]).isfinite().all()
     embedder.words._forward_hooks.clear()
     batch.keep([])
     batch.join([[1, 2, 3], [4, 5]])  # of two lengths, so that there is a mask
