@@ -51,6 +51,11 @@ class Encoded:
     visible: slice = field(default_factory=lambda: slice(None))
     """What the model may look at: all, unless a cut fell inside an image, whose slots stay together here."""
 
+    @property
+    def hides_slots(self) -> bool:
+        """Whether a cut fell inside an image."""
+        return len(self.input_ids[self.visible]) < len(self.input_ids)
+
 
 class Answered(NamedTuple):
     """A prompt, without and with its answer."""

@@ -266,9 +266,14 @@ def bytes_of_a_token(language: PreTrainedModel) -> int:
 
 def heeds(language: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
     """Whether a `Desk` chooses tokens as transformers' `generate` would with these settings."""
+    return not unheeded(language, generation)
+
+
+def unheeded(language: PreTrainedModel, generation: Mapping[str, Any]) -> set[str]:
+    """Names of what `generation`, or the model by itself, asks for and a `Desk` would not do."""
     said = _settings(language, generation).to_diff_dict() | dict(generation)
     said = {name: value for name, value in said.items() if not name.startswith("_") and value is not None}
-    return {name for name, value in said.items() if _OFF.get(name) != value} <= _HEEDED | _OF_NO_MEANING
+    return {name for name, value in said.items() if _OFF.get(name) != value} - _HEEDED - _OF_NO_MEANING
 
 
 def _settings(language: PreTrainedModel, generation: Mapping[str, Any]) -> GenerationConfig:

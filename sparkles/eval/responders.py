@@ -136,26 +136,30 @@ class ModelResponder:
     def _refill(self, desk: Desk, courses: Sequence[Course[T]]) -> Iterator[tuple[int, T]]:
         desk.clear()
         to_begin = iter(range(len(courses)))
-        to_choose: list[tuple[int, Prompt]] = []
+        apart: list[tuple[int, Prompt]] = []  # which are answered in batches
         answered = self._begin(to_begin)
-        while answered or to_choose or desk.is_busy:
+        while answered or apart or desk.is_busy:
             for index, answer, response in answered:
                 match go_on(courses[index], response):
                     case Ended(value):
                         yield index, value
                     case Prompt() as prompt if prompt.options:
-                        to_choose.append((index, prompt))
+                        apart.append((index, prompt))
                     case Prompt() as prompt:
-                        desk.ask(self._to_write(index, prompt), behind=answer)
+                        encoded = self.encoder.encode_prompt(prompt)
+                        if encoded.hides_slots:
+                            apart.append((index, prompt))
+                        else:
+                            desk.ask(self._to_write(index, prompt, encoded), behind=answer)
             answered = []
             if desk.is_busy:
                 with torch.inference_mode():
                     written = desk.write()
                 answered = [(one.index, one, self._response(one.token_ids, one.seconds)) for one in written]
-            elif to_choose:
-                responses = self._in_batches([prompt for _, prompt in to_choose])
-                answered = [(index, None, one) for (index, _), one in zip(to_choose, responses, strict=True)]
-                to_choose = []
+            elif apart:
+                responses = self._in_batches([prompt for _, prompt in apart])
+                answered = [(index, None, one) for (index, _), one in zip(apart, responses, strict=True)]
+                apart = []
             if desk.num_waiting < desk.most_rows:
                 answered += self._begin(to_begin)
 
@@ -187,8 +191,7 @@ class ModelResponder:
             log.info("answers are generated in batches, each as long as its longest: %s", error)
             return None
 
-    def _to_write(self, index: int, prompt: Prompt) -> Answer:
-        encoded = self.encoder.encode_prompt(prompt)
+    def _to_write(self, index: int, prompt: Prompt, encoded: Encoded) -> Answer:
         pictures = iter(
             number
             for number in self._images.numbers(encoded.images)
@@ -199,7 +202,7 @@ class ModelResponder:
         ]
         return Answer(
             index=index,
-            numbers=numbers[encoded.visible],
+            numbers=numbers,
             seed=seed_of(self.seed, prompt) if self._is_sampled(prompt) else None,
         )
 

@@ -1,7 +1,7 @@
 """From tokens to the text that may be shown: whole characters, and nothing that may yet become a stop string."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,13 +25,17 @@ class AnswerText:
 
     All that `take` gave, put together, is what decoding all tokens at once gives: up to the first of `stops`, without
     special tokens and without white space at either end.
+
+    Args:
+        ends: token ids that end it besides the tokenizer's own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], ends: Container[int] = ()) -> None:
         self.ended = False
-        """A stop string or the tokenizer's end token has come."""
+        """A stop string or an end token has come."""
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
+        self._ends = ends
         self._text = ""
         self._shown = 0  # characters of it
         self._scores: deque[tuple[int, TokenScore]] = deque()  # not yet shown, with their places in the text
@@ -50,9 +54,8 @@ class AnswerText:
         if score is not None:
             self._scores.append((len(self._text), score))
         added = self.spell(token_id)
-        if token_id == self._tokenizer.eos_token_id or (
-            not added and self._tokenizer.decode([token_id]) in self._stops
-        ):
+        is_end = token_id in self._ends or token_id == self._tokenizer.eos_token_id
+        if is_end or (not added and self._tokenizer.decode([token_id]) in self._stops):
             self.ended = True
             return
         self._ids.append(token_id)

@@ -14,11 +14,13 @@ import hashlib
 import io
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal
+
+import PIL.Image
 
 from sparkles.data.encoding import EncodingError
 from sparkles.prompt_format import strip_tags
@@ -27,7 +29,16 @@ from sparkles.serve.limits import CHARACTERS_PER_TOKEN, Limits
 from sparkles.serve.moderation import Moderation, moderated
 from sparkles.serve.pictures import data_url, decode, read_data_url
 from sparkles.serve.prompts import Said, to_messages, without_placeholders
-from sparkles.serve.question import EngineError, FinishReason, FullError, LateError, Piece, Question, Sampling
+from sparkles.serve.question import (
+    SEEDS,
+    EngineError,
+    FinishReason,
+    FullError,
+    LateError,
+    Piece,
+    Question,
+    Sampling,
+)
 from sparkles.types import InputError, Message, Prompt, images_of
 
 Part = Mapping[str, str]
@@ -37,7 +48,6 @@ Ending = FinishReason | Literal["", "stopped"]
 Verdict = Literal["good", "bad", "flagged"]
 
 _TITLE_CHARACTERS = 48
-_SEEDS = 2**63
 
 
 class ChatError(InputError):
@@ -213,7 +223,7 @@ class Chat:
             raise ChatError("nothing was asked yet")
         *earlier, last = conversation.turns
         if sampling.seed is not None:
-            sampling = replace(sampling, seed=(sampling.seed + last.tries) % _SEEDS)
+            sampling = replace(sampling, seed=(sampling.seed + last.tries) % SEEDS)
         again = Turn(last.question, sampling, tries=last.tries + 1)
         async with aclosing(self._answer(conversation, [*earlier, again])) as turns:
             async for turn in turns:
@@ -256,7 +266,7 @@ class Chat:
             ("temperature", 0, 2),
             ("top_p", 0, 1),
             ("beams", 1, self.limits.beams),
-            ("seed", 0, _SEEDS - 1),
+            ("seed", 0, SEEDS - 1),
         ):
             value = getattr(sampling, name)
             if value is not None and not lowest <= value <= highest:
@@ -305,12 +315,12 @@ class Chat:
         except EncodingError as error:
             raise self._too_long() from error
         uploads = conversation.uploads
-        pictures = [
+        pictures: Iterable[PIL.Image.Image] = (
             decode(uploads[str(image.image_id)].content, max_pixels=self.limits.image_pixels)
             for image in encoded.images
-        ]
+        )  # one after the other, unless all are judged: they are large
         if self.moderation is not None:
-            asked = "\n".join(message.content for message in messages)
+            asked, pictures = "\n".join(message.content for message in messages), list(pictures)
             if reason := self.moderation(asked, pictures):
                 raise ChatError(reason)
         question = Question(

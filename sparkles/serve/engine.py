@@ -16,17 +16,21 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
+from functools import partial
+from math import isfinite
 from threading import BoundedSemaphore, Condition, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import PretrainedConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from sparkles.data.collate import pad_batch
 from sparkles.data.encoding import Encoder
 from sparkles.data.images import ImageTransform
 from sparkles.eval.choosing import StopStrings
+from sparkles.eval.refilling import unheeded
 from sparkles.models.cache import Beginnings
 from sparkles.models.decoding import RunningBatch
 from sparkles.models.sparkles_chat import SparklesChat
@@ -46,7 +50,7 @@ _SECONDS_FOR_COMPANY = 0.05
 _MOST_READ_TOGETHER = 8
 """Questions, so that the first answers begin while the last are read."""
 _MOST_TOKENS_READ_TOGETHER = 4_096
-"""Of several questions, since all that is kept of them lies in memory twice for a moment."""
+"""Of several questions, padding among them, since all that is kept of them lies in memory twice for a moment."""
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +70,15 @@ class Engine:
     """Answers questions, many at a time.
 
     Args:
-        encoder: of prompts; whoever asks encodes with it.
+        encoder: of prompts; whoever asks encodes with the engine's, which leaves out whole turns, never half a picture.
         transform: of pictures; whoever asks applies it.
         max_batch_size: answers that are written at the same time; a quarter as many more are read ahead.
         max_waiting: requests that may wait for one of these places.
         remembered_bytes: of what the model has read, kept for the next turns of conversations.
         seconds: for an answer. What is written then ends as if it had reached its last token.
+
+    Raises:
+        InputError: the model cannot do it, or prompts may be longer than it can read.
     """
 
     def __init__(
@@ -91,10 +98,18 @@ class Engine:
                 "1 and 0, and more than 0"
             )
         self.model = model.eval()
-        self.encoder = encoder
+        self.encoder = copy(encoder)
+        self.encoder.cut_anywhere = False
         self.transform = transform
         self.max_batch_size = max_batch_size
         self.seconds = seconds
+        self._positions = _positions(model.language.config)
+        if self._positions is not None and encoder.max_prompt_length > self._positions:
+            raise InputError(
+                f"prompts may have {encoder.max_prompt_length} tokens, but the model knows {self._positions} "
+                f"positions; set data.max_prompt_length={self._positions} or less"
+            )
+        self._ends = _ends(model.language)
         self._places = BoundedSemaphore(max_batch_size + max_waiting)
         # What the door guards: who has arrived, and for how many more answers may be read.
         self._door = Condition()
@@ -140,7 +155,7 @@ class Engine:
         """The pieces of all choices, as they come. To stop listening is to stop the answers.
 
         Raises:
-            InputError: more choices than rows.
+            InputError: more choices than rows, or half a picture.
             LateError: the time was over before the first token.
             EngineError: the model failed.
         """
@@ -148,6 +163,8 @@ class Engine:
             raise InputError(
                 f"{question.choices} choices, but max_batch_size={self.max_batch_size}; ask for fewer"
             )
+        if question.encoded.hides_slots:
+            raise InputError("a picture was cut in two; encode the prompt with the engine's encoder")
         exchange = self._exchange(question)
         with self._door:
             if self._closed or not all(thread.is_alive() for thread in self._threads):
@@ -174,7 +191,7 @@ class Engine:
             question=question,
             loop=asyncio.get_running_loop(),
             deadline=time.monotonic() + self.seconds,
-            numbers=ids[encoded.visible],
+            numbers=ids,
             pictures=dict(zip(numbers, question.pixel_values, strict=True)),
         )
 
@@ -190,20 +207,36 @@ class Engine:
     def _read_all(self) -> None:
         """Look at pictures and read prompts, while others are answered."""
         post = Post()
-        while group := self._next_to_read(post):
-            prompts = [one for one in group if one.question.sampling.beams == 1]  # a search reads for itself
-            if prompts and post.attempt(self._look, prompts, "the model failed to look at the pictures"):
-                post.attempt(self._read_prompts, prompts, _FAILED)
-            for exchange in group:
-                self._read.put(exchange)
-            post.deliver()
-        self._read.put(None)
+        try:
+            while group := self._next_to_read(post):
+                prompts = [
+                    one for one in group if one.question.sampling.beams == 1
+                ]  # a search reads for itself
+                looks = partial(self._look, prompts), "the model failed to look at the pictures"
+                reads = partial(self._read_prompts, prompts), _FAILED
+                all(post.attempt(task, prompts, failure) for task, failure in (looks, reads) if prompts)
+                for exchange in group:
+                    self._read.put(exchange)
+                post.deliver()
+        finally:
+            self._refuse(post)
+            self._read.put(None)
+
+    def _refuse(self, post: Post) -> None:
+        """Whoever has not been let in, and all to come."""
+        with self._door:
+            self._closed = True
+            refused, self._arrived = self._arrived, deque()
+            self._door.notify()
+        for exchange in refused:
+            post.tell(exchange, EngineError(_FAILED))
+        post.deliver()
 
     def _next_to_read(self, post: Post) -> list[Exchange]:
         """Those for whom there is room, waiting for them; none when the last has been read."""
         with self._door:
             while True:
-                self._arrived = self._in_time(self._arrived, post)
+                self._arrived, _ = self._in_time(self._arrived, post)
                 post.deliver()
                 if self._closed and not self._arrived:
                     return []
@@ -216,14 +249,13 @@ class Engine:
     def _take_group(self) -> list[Exchange]:
         """The first who have arrived, as many as there is room for and as are read together."""
         group: list[Exchange] = []
-        tokens = 0
+        longest = 0
         while self._arrived and len(group) < _MOST_READ_TOGETHER:
-            choices, length = self._arrived[0].question.choices, len(self._arrived[0].numbers)
-            if choices > self._room or (group and tokens + length > _MOST_TOKENS_READ_TOGETHER):
+            choices, longest = self._arrived[0].question.choices, max(longest, len(self._arrived[0].numbers))
+            if choices > self._room or (group and (len(group) + 1) * longest > _MOST_TOKENS_READ_TOGETHER):
                 break
             group.append(self._arrived.popleft())
             self._room -= choices
-            tokens += length
         return group
 
     def _seconds_for_company(self) -> float:
@@ -233,13 +265,16 @@ class Engine:
             return 0.0
         return max(0.0, self._arrived[0].arrived + _SECONDS_FOR_COMPANY - time.monotonic())
 
-    def _in_time(self, waiting: Iterable[Exchange], post: Post) -> deque[Exchange]:
-        """Without those who are late, who are told so, or gone."""
+    def _in_time(self, waiting: Iterable[Exchange], post: Post) -> tuple[deque[Exchange], int]:
+        """Without those who are late, who are told so, or gone; how many answers they would have had."""
         now = time.monotonic()
         for exchange in waiting:
             if now > exchange.deadline and not exchange.gone:
                 post.tell(exchange, LateError(f"no place for the answer within {self.seconds:g} seconds"))
-        return deque(exchange for exchange in waiting if not exchange.gone)
+        return (
+            deque(exchange for exchange in waiting if not exchange.gone),
+            sum(exchange.question.choices for exchange in waiting if exchange.gone),
+        )
 
     def _look(self, exchanges: Sequence[Exchange]) -> None:
         self._features = self._pictures.look(
@@ -253,19 +288,29 @@ class Engine:
 
     @torch.inference_mode()
     def _write_all(self) -> None:
-        while self._gather():
-            try:
-                self._write()
-            except Exception:  # a bug, or not even the memory to tidy up; who comes next is to be answered
-                log.exception("%d answers failed", len(self._rows))
-                self._start_again()
+        try:
+            while self._gather():
+                try:
+                    self._write()
+                except (
+                    Exception
+                ):  # a bug, or not even the memory to tidy up; who comes next is to be answered
+                    log.exception("%d answers failed", len(self._rows))
+                    self._start_again()
+                self._post.deliver()
+        finally:
+            self._refuse(self._post)
+            while not self._all_read:  # by the other thread, which ends now
+                self._take_in(self._read.get())
+            for exchange in (*self._waiting, *(row.exchange for row in self._rows)):
+                self._post.tell(exchange, EngineError(_FAILED))
             self._post.deliver()
 
     def _write(self) -> None:
         """Let in whoever has a place, and go on by a token."""
         for exchange in self._next_to_write():
             searches = exchange.question.sampling.beams > 1
-            task = self._search if searches else self._enter
+            task = partial(self._search if searches else self._enter, exchange)
             done = self._post.attempt(task, [exchange], _FAILED)
             if searches or not done:
                 self._give_room(exchange.question.choices)
@@ -286,19 +331,20 @@ class Engine:
         block = not (self._rows or self._waiting)
         with suppress(queue.Empty):
             while not self._all_read:
-                exchange = self._read.get(block=block)
+                self._take_in(self._read.get(block=block))
                 block = False
-                if exchange is None:
-                    self._all_read = True
-                else:
-                    self._waiting.append(exchange)
         return bool(self._rows or self._waiting or not self._all_read)
+
+    def _take_in(self, exchange: Exchange | None) -> None:
+        if exchange is None:
+            self._all_read = True
+        else:
+            self._waiting.append(exchange)
 
     def _next_to_write(self) -> list[Exchange]:
         """Those for whom there are rows now."""
-        staying = self._in_time(self._waiting, self._post)
-        self._give_room(sum(one.question.choices for one in self._waiting if one not in staying))
-        self._waiting = staying
+        self._waiting, answers = self._in_time(self._waiting, self._post)
+        self._give_room(answers)
         free = self.max_batch_size - len(self._rows)
         entering = []
         while self._waiting and self._waiting[0].question.choices <= free:
@@ -313,9 +359,8 @@ class Engine:
                 self._room += answers
                 self._door.notify()
 
-    def _search(self, exchanges: Sequence[Exchange]) -> None:
-        """Answer one question by beam search, while the rows of the batch wait."""
-        [exchange] = exchanges
+    def _search(self, exchange: Exchange) -> None:
+        """Answer by beam search, while the rows of the batch wait."""
         sampling = exchange.question.sampling
         stops = (*self.encoder.prompt_format.stop_strings, *sampling.stop)
         batch = pad_batch(
@@ -328,7 +373,7 @@ class Engine:
             {name: tensor.to(self.model.language.device) for name, tensor in batch.items()},
             num_beams=sampling.beams,
             do_sample=False,
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=self._most_tokens(exchange),
             pad_token_id=self.encoder.pad_token_id,
             stopping_criteria=StoppingCriteriaList(
                 [StopStrings(stops, self.encoder.tokenizer), _Over(exchange)]
@@ -349,27 +394,45 @@ class Engine:
             )
             self._post.tell(exchange, piece)
 
-    def _enter(self, exchanges: Sequence[Exchange]) -> None:
-        """Give one question its rows."""
-        [exchange] = exchanges
+    def _enter(self, exchange: Exchange) -> None:
+        """Give a question its rows."""
         assert exchange.read is not None
-        choices = exchange.question.choices
-        self._batch.enter(exchange.numbers, exchange.read, choices)
+        sampling, choices = exchange.question.sampling, range(exchange.question.choices)
+        most_tokens = self._most_tokens(exchange)
+        rows = [AnswerRow(exchange, choice, self._answer_text(sampling), most_tokens) for choice in choices]
+        self._batch.enter(exchange.numbers, exchange.read, len(rows))
         exchange.read = None
-        self._rows += [
-            AnswerRow(exchange, choice, self._answer_text(exchange.question.sampling))
-            for choice in range(choices)
-        ]
+        self._rows += rows
 
     def _answer_text(self, sampling: Sampling) -> AnswerText:
-        return AnswerText(self.encoder.tokenizer, (*self.encoder.prompt_format.stop_strings, *sampling.stop))
+        stops = (*self.encoder.prompt_format.stop_strings, *sampling.stop)
+        return AnswerText(self.encoder.tokenizer, stops, self._ends)
 
-    def _step(self, _: Sequence[Exchange]) -> None:
-        logits = self._batch.step([row.token_id for row in self._rows])
-        for row, row_logits, likeliest in zip(self._rows, logits, logits.argmax(1).tolist(), strict=True):
-            piece = row.go_on(row_logits, likeliest)
-            if piece is not None:
-                self._post.tell(row.exchange, piece)
+    def _most_tokens(self, exchange: Exchange) -> int:
+        """Of an answer: the last one of it needs no position."""
+        most = exchange.question.sampling.max_tokens
+        return most if self._positions is None else min(most, self._positions - len(exchange.numbers) + 1)
+
+    def _step(self) -> None:
+        try:
+            logits = self._batch.step([row.token_id for row in self._rows])
+        except torch.OutOfMemoryError:
+            log.exception("the longest of %d answers ends, as memory does not suffice", len(self._rows))
+            longest = max(self._rows, key=lambda row: row.length).exchange
+            self._post.tell(longest, EngineError("there is no memory to go on with so long an answer"))
+            return
+        for row, row_logits, best, likeliest in zip(
+            self._rows, logits, *(numbers.tolist() for numbers in logits.max(1)), strict=True
+        ):
+            go_on = partial(self._go_on, row, row_logits, best, likeliest)
+            self._post.attempt(go_on, [row.exchange], _FAILED)
+
+    def _go_on(self, row: AnswerRow, logits: Tensor, best: float, likeliest: int) -> None:
+        if not isfinite(best):  # the largest of numbers of which one is NaN is NaN
+            raise FloatingPointError(f"the largest logit is {best}: the model's numbers overflow")
+        piece = row.go_on(logits, likeliest)
+        if piece is not None:
+            self._post.tell(row.exchange, piece)
 
     def _leave(self) -> None:
         """Those who have ended, or whom nobody listens to, leave the batch."""
@@ -382,8 +445,26 @@ class Engine:
             return
         for index, row in enumerate(self._rows):
             if row.finish_reason is not None and row.choice == 0:
-                with suppress(torch.cuda.OutOfMemoryError):  # it is read again then
+                with suppress(torch.OutOfMemoryError):  # it is read again then
                     self._batch.remember(index)
         kept = [self._rows[index] for index in self._batch.keep(staying)]
         self._give_room(len(self._rows) - len(kept))
         self._rows = kept
+
+
+def _positions(config: PretrainedConfig) -> int | None:
+    """How many tokens the model can have; None where positions are turned by angles, of which there are always more."""
+    has_angles = bool(getattr(config, "rope_parameters", None))
+    return None if has_angles else getattr(config, "max_position_embeddings", None)
+
+
+def _ends(language: PreTrainedModel) -> frozenset[int]:
+    """The tokens with which an answer ends. What else the model's own settings ask for is said to be left out."""
+    settings = language.generation_config
+    others = unheeded(language, {}) | ({"suppress_tokens"} if settings.suppress_tokens else set())
+    if others:
+        log.warning(
+            "the model's generation_config sets %s; answers are written without", ", ".join(sorted(others))
+        )
+    ends = settings.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else {ends} - {None})

@@ -44,19 +44,25 @@ class Exchange:
 class AnswerRow:
     """One answer that is being written."""
 
-    def __init__(self, exchange: Exchange, choice: int, text: AnswerText) -> None:
+    def __init__(self, exchange: Exchange, choice: int, text: AnswerText, most_tokens: int) -> None:
         self.exchange = exchange
         self.sampling = exchange.question.sampling
         self.choice = choice
         self.text = text
         self.token_id = exchange.numbers[-1]  # the newest
         self.num_tokens = 0
+        self.most_tokens = most_tokens
         self.finish_reason: FinishReason | None = None
         self._generator = torch.Generator()
         if self.sampling.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(self.sampling.seed + choice)
+
+    @property
+    def length(self) -> int:
+        """Of prompt and answer, in tokens."""
+        return len(self.exchange.numbers) + self.num_tokens
 
     def go_on(self, logits: Tensor, likeliest: int) -> Piece | None:
         """Choose the next token by float32[V]; what may be shown of it.
@@ -72,7 +78,7 @@ class AnswerRow:
         self.num_tokens += 1
         if self.text.ended:
             self.finish_reason = "stop"
-        elif self.num_tokens == self.sampling.max_tokens or self.exchange.is_over:
+        elif self.num_tokens == self.most_tokens or self.exchange.is_over:
             self.finish_reason = "length"
         if self.finish_reason is None and not self.exchange.question.in_pieces:
             return None
@@ -128,12 +134,10 @@ class Post:
                 for exchange, _ in news:
                     exchange.gone = True
 
-    def attempt(
-        self, task: Callable[[Sequence[Exchange]], None], exchanges: Sequence[Exchange], failure: str
-    ) -> bool:
+    def attempt(self, task: Callable[[], object], exchanges: Sequence[Exchange], failure: str) -> bool:
         """Do it; if it fails, those whom it was for get no answer, and the others go on. Whether it succeeded."""
         try:
-            task(exchanges)
+            task()
             return True
         except Exception:  # whatever the model raises, from a full memory to a bug
             log.exception("%d answers failed", len(exchanges))

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import logging
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -15,8 +16,13 @@ from sparkles.serve.question import FullError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RETRY_AFTER = {"Retry-After": "1"}
+_READ_SECONDS = 30.0
+"""How long a client may let a part of its answer lie: it holds a place."""
 _DRAIN_SECONDS = 0.5
 """How long a client that was refused may go on to send: it reads the answer only then."""
+
+
+log = logging.getLogger(__name__)
 
 
 class HasPlaces(Protocol):
@@ -59,7 +65,7 @@ class Gate:
             self._check_key(Headers(scope=scope))
             with self.engine.place() if scope["method"] == "POST" else nullcontext():
                 body = await self._read(receive, Headers(scope=scope))
-                await self.app(scope, _replayed(body, receive), send)
+                await _while_it_is_read(self.app, scope, _replayed(body, receive), send)
                 return
         except FullError as error:
             refusal = ApiError(429, f"{error}; ask again later", code="queue_full", headers=_RETRY_AFTER)
@@ -128,3 +134,24 @@ async def _drain(receive: Receive) -> None:
         async with asyncio.timeout(_DRAIN_SECONDS):
             while (await receive()).get("more_body", False):
                 pass
+
+
+async def _while_it_is_read(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Let the application answer; a client that does not take the answer in is given up."""
+    is_given_up = False
+
+    async def send_soon(message: Message) -> None:
+        nonlocal is_given_up
+        try:
+            async with asyncio.timeout(0 if is_given_up else _READ_SECONDS):
+                await send(message)
+        except TimeoutError as error:
+            is_given_up = True
+            raise OSError("the client does not read") from error  # as if it had gone
+
+    try:
+        await app(scope, receive, send_soon)
+    except Exception:
+        if not is_given_up:
+            raise
+        log.info("gave up a client that did not read its answer for %g seconds", _READ_SECONDS)

@@ -13,6 +13,7 @@ from sparkles.types import InputError
 FinishReason = Literal["stop", "length", "content_filter"]
 SMALLEST_TEMPERATURE = 0.01
 """Below, the likeliest token is taken."""
+SEEDS = 2**63
 
 
 class FullError(RuntimeError):
@@ -32,7 +33,7 @@ class Sampling:
     """How tokens are chosen, and when an answer ends.
 
     Raises:
-        InputError: beams are to be drawn, or to tell the probabilities of their tokens.
+        InputError: beams are to be drawn, or to tell the probabilities of their tokens; the seed is none.
     """
 
     max_tokens: int
@@ -51,6 +52,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.beams < 1:
             raise InputError(f"beams must be at least 1, got {self.beams}")
+        if self.seed is not None and not -SEEDS <= self.seed < SEEDS:
+            raise InputError(f"seed must be at least -2**63 and less than 2**63, got {self.seed}")
         if self.beams > 1 and (self.temperature >= SMALLEST_TEMPERATURE or self.top_log_probs is not None):
             raise InputError(
                 f"{self.beams} beams are not drawn and tell no probabilities; set temperature=0 and "

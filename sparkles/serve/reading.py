@@ -2,11 +2,13 @@
 
 import asyncio
 import copy
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import PIL.Image
+from torch import Tensor
 
 from sparkles.data.encoding import Encoded
 from sparkles.serve.engine import Engine
@@ -17,7 +19,7 @@ from sparkles.serve.pictures import PictureError, PublicWeb, decode, read_data_u
 from sparkles.serve.prompts import ConversationError, Said, to_messages, without_placeholders
 from sparkles.serve.protocol import ChatRequest, ImagePart
 from sparkles.serve.question import Question, Sampling
-from sparkles.types import Message, Prompt
+from sparkles.types import InputError, Message, Prompt
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class RequestReader:
         self.moderation = moderation
         web = PublicWeb(max_bytes=limits.body_bytes, seconds=limits.body_seconds)
         self.web = web if image_urls else None
+        # Few at a time: unpacked, pictures take a hundred times the memory. And text need not wait for pictures.
+        self._lookers = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "pictures")
 
     async def read(self, request: ChatRequest) -> Question:
         """The question.
@@ -64,18 +68,16 @@ class RequestReader:
             raise ApiError(400, f"n is {choices}; at most {most} choices are given", param="n")
         try:
             conversation = self._conversation(request)
-            contents = await asyncio.gather(*map(self._content, conversation.urls))
-            encoded, pictures = await asyncio.to_thread(self._understand, conversation, contents)
+            encoded = await asyncio.to_thread(
+                self._encode, conversation
+            )  # first: to read pictures costs more
+            contents = await self._contents(conversation.urls)
+            loop = asyncio.get_running_loop()
+            pixels = await loop.run_in_executor(self._lookers, self._look, conversation, contents)
         except ConversationError as error:
             raise ApiError(400, str(error), param="messages") from error
         except PictureError as error:
             raise ApiError(400, str(error), param="messages", code="invalid_image") from error
-        if self.moderation is not None:
-            asked = [message.content for message in conversation.messages]
-            text = "\n".join([conversation.instructions, *asked])
-            if reason := await asyncio.to_thread(self.moderation, text, pictures):
-                raise ApiError(400, reason, param="messages", code="content_filter")
-        pixels = await asyncio.to_thread(lambda: [self.engine.transform(picture) for picture in pictures])
         return Question(encoded=encoded, pixel_values=pixels, sampling=sampling, choices=choices)
 
     def _sampling(self, request: ChatRequest) -> Sampling:
@@ -104,12 +106,15 @@ class RequestReader:
             "top_p": request.top_p,
             "seed": request.seed,
         }
-        sampling = replace(
-            self.defaults,
-            stop=request.stops,
-            top_log_probs=(request.top_logprobs or 0) if request.logprobs else None,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        try:
+            sampling = replace(
+                self.defaults,
+                stop=request.stops,
+                top_log_probs=(request.top_logprobs or 0) if request.logprobs else None,
+                **{name: value for name, value in given.items() if value is not None},
+            )
+        except InputError as error:
+            raise ApiError(400, str(error)) from error
         if sampling.max_tokens > limits.tokens:
             raise ApiError(
                 400,
@@ -157,13 +162,25 @@ class RequestReader:
             raise _too_long(room, str(room + encoded.dropped_tokens))
         return encoded
 
-    def _understand(
-        self, conversation: _Conversation, contents: Sequence[bytes]
-    ) -> tuple[Encoded, list[PIL.Image.Image]]:
-        encoded = self._encode(
-            conversation
-        )  # first: to read pictures costs more than to find the text too long
-        return encoded, [decode(content, max_pixels=self.limits.image_pixels) for content in contents]
+    def _look(self, conversation: _Conversation, contents: Sequence[bytes]) -> list[Tensor]:
+        """What the model sees of the pictures: float32[3, H, W] of each; one after the other, unless all are judged."""
+        pictures = (decode(content, max_pixels=self.limits.image_pixels) for content in contents)
+        if self.moderation is None:
+            return [self.engine.transform(picture) for picture in pictures]
+        asked = [message.content for message in conversation.messages]
+        shown = list(pictures)
+        if reason := self.moderation("\n".join([conversation.instructions, *asked]), shown):
+            raise ApiError(400, reason, param="messages", code="content_filter")
+        return [self.engine.transform(picture) for picture in shown]
+
+    async def _contents(self, urls: Sequence[str]) -> list[bytes]:
+        """Of all; where one is not to be had, none is waited for."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._content(url)) for url in urls]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        return [task.result() for task in tasks]
 
     async def _content(self, url: str) -> bytes:
         if url.startswith("data:"):

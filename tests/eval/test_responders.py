@@ -16,7 +16,7 @@ from sparkles.eval.choosing import SeededNoise, StopStrings
 from sparkles.eval.responders import ModelResponder
 from sparkles.models.sparkles_chat import SparklesChat
 from sparkles.prompt_format import MINIGPT4, image_reference
-from sparkles.types import Image, InputError, Message, Prompt, Responder
+from sparkles.types import IMAGE_TOKEN_ID, Image, InputError, Message, Prompt, Responder
 
 
 class ScriptedModel(nn.Module):
@@ -78,6 +78,26 @@ def test_answers_depend_neither_on_batch_size_nor_on_order(
     together = make_responder(generation=generation, batch_size=32)
     assert [response.text for response in together.respond(prompts)] == alone
     assert [response.text for response in together.respond(prompts[::-1])] == alone[::-1]
+
+
+def test_half_pictures_are_seen_as_in_a_prompt_alone(
+    encoder: Encoder, make_responder: Callable[..., ModelResponder], pictures: Path
+) -> None:
+    shown = ask("", pictures / "red.png", pictures / "green.png").messages[0]
+    prompts = [
+        Prompt(messages=(replace(shown, content=shown.content + "?" * n),), item_id=str(n)) for n in range(8)
+    ]
+    cutting = copy.copy(encoder)
+    cutting.cut_anywhere = True
+    ids = encoder.encode_prompt(prompts[0]).input_ids
+    cutting.max_prompt_length = len(ids) - ids.index(IMAGE_TOKEN_ID) + 3
+    halved = [cutting.encode_prompt(prompt).hides_slots for prompt in prompts]
+    assert True in halved
+    assert False in halved
+    alone = make_responder(encoder=cutting, batch_size=1)
+    expected = [alone._in_batches([prompt])[0].text for prompt in prompts]
+    found = make_responder(encoder=cutting).respond(prompts)
+    assert [response.text for response in found] == expected
 
 
 def test_a_draw_belongs_to_item_turn_try_and_seed(

@@ -49,7 +49,7 @@ def ask(client: openai.OpenAI) -> Callable[..., Any]:
 def serve(engine: Engine) -> Callable[..., RunningServer]:
     def serve(engine: Engine = engine, **options: Any) -> RunningServer:
         return RunningServer(
-            build_app(engine, name=MODEL, defaults=Sampling(max_tokens=MAX_TOKENS), **options)
+            build_app(engine, name=MODEL, **{"defaults": Sampling(max_tokens=MAX_TOKENS), **options})
         )
 
     return serve
@@ -226,6 +226,16 @@ def test_what_cannot_be_done_is_said(
         ask({"role": "user", "content": "Hi"}, **options)
     assert refused.value.code == code
     assert refused.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"logprobs": True}])
+def test_what_does_not_go_with_the_servers_own_settings_is_said(
+    serve: Callable[..., RunningServer], options: dict[str, Any]
+) -> None:
+    with serve(defaults=Sampling(max_tokens=8, beams=2)) as server:
+        completions = clients_for(server).chat.completions
+        with pytest.raises(openai.BadRequestError, match="2 beams are not drawn"):
+            completions.create(model=MODEL, messages=[{"role": "user", "content": "Hi"}], **options)
 
 
 def test_what_asks_for_nothing_special_is_ignored(ask: Callable[..., ChatCompletion]) -> None:

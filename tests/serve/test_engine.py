@@ -462,6 +462,142 @@ def test_what_cannot_be_remembered_is_read_again(
     assert texts(found) == [response.text for response in nano.responder.respond(asked)]
 
 
+@pytest.mark.parametrize("spoil", [torch.nan, torch.inf])
+def test_numbers_that_overflow_cost_the_answer_that_they_belong_to(
+    nano: Nano,
+    make_engine: Callable[..., Engine],
+    prompts: MakePrompts,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: float,
+) -> None:
+    engine = make_engine()
+    step = engine._batch.step
+
+    def step_and_spoil(token_ids: Sequence[int]) -> Tensor:
+        logits = step(token_ids)
+        for row, running in zip(logits, engine._rows, strict=True):
+            if running.sampling.seed == 1:
+                row[7] = spoil
+        return logits
+
+    monkeypatch.setattr(engine._batch, "step", step_and_spoil)
+    first, second = prompts(2)
+
+    async def ask() -> list[list[Piece] | BaseException]:
+        questions = [nano.question(first, seed=1, temperature=1.0), nano.question(second)]
+        return await asyncio.gather(*(answers(engine, one) for one in questions), return_exceptions=True)
+
+    broken, whole = asyncio.run(ask())
+    assert isinstance(broken, EngineError)
+    assert isinstance(whole, list)
+    assert texts([whole]) == [nano.responder.respond([second])[0].text]
+
+
+def test_where_memory_does_not_suffice_the_longest_answer_ends(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    room = engine._room
+    short, *_, long = sorted(prompts(5), key=lambda prompt: len(nano.question(prompt).encoded.input_ids))
+    most = len(nano.question(long).encoded.input_ids)
+    step = engine._batch.step
+
+    def step_within_memory(token_ids: Sequence[int]) -> Tensor:
+        if max(row.length for row in engine._rows) > most:
+            raise torch.OutOfMemoryError
+        return step(token_ids)
+
+    monkeypatch.setattr(engine._batch, "step", step_within_memory)
+
+    async def ask() -> list[list[Piece] | BaseException]:
+        questions = [nano.question(one, max_tokens=most) for one in (short, long)]
+        return await asyncio.gather(*(answers(engine, one) for one in questions), return_exceptions=True)
+
+    whole, ended = asyncio.run(ask())
+    assert "no memory to go on with so long an answer" in str(ended)
+    assert isinstance(whole, list)
+    assert texts([whole]) == [nano.responder.respond([short])[0].text]
+    engine.close()
+    assert engine._room == room
+
+
+@pytest.mark.parametrize("thread", ["_gather", "_next_to_read"])
+def test_when_a_thread_of_the_engine_dies_all_who_wait_are_told(
+    nano: Nano,
+    make_engine: Callable[..., Engine],
+    prompts: MakePrompts,
+    monkeypatch: pytest.MonkeyPatch,
+    thread: str,
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr("sparkles.serve.engine.AnswerText", EndlessText)
+    engine = make_engine(max_batch_size=2)
+    asked = [nano.question(prompt, max_tokens=200) for prompt in prompts(6)]
+
+    async def ask() -> list[list[Piece] | BaseException]:
+        waiting = [asyncio.ensure_future(answers(engine, one)) for one in asked]
+        while not engine._rows:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(engine, thread, lambda *_: 1 / 0)
+        waiting.append(asyncio.ensure_future(answers(engine, asked[0])))  # which wakes the thread
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 60)
+
+    found = asyncio.run(ask())
+    assert any(isinstance(one, EngineError) for one in found)
+    assert all(isinstance(one, EngineError | list) for one in found)
+    with pytest.raises(EngineError, match="closed"):
+        asyncio.run(answers(engine, asked[0]))
+
+
+def test_an_answer_ends_with_any_of_the_models_own_end_tokens(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (prompt,) = prompts(1)
+    whole = nano.responder.respond([prompt])[0].text
+    end = nano.encoder.tokenizer(whole, add_special_tokens=False)["input_ids"][3]
+    monkeypatch.setattr(nano.model.language.generation_config, "eos_token_id", [2, end])
+    engine = make_engine()
+    (answer,) = asyncio.run(answers(engine, nano.question(prompt)))
+    assert answer.finish_reason == "stop"
+    assert whole.startswith(answer.text)
+    assert len(answer.text) < len(whole)
+
+
+def test_what_the_model_asks_for_in_vain_is_said(
+    nano: Nano,
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(nano.model.language.generation_config, "repetition_penalty", 1.1)
+    make_engine()
+    assert "generation_config sets repetition_penalty; answers are written without" in caplog.text
+
+
+def test_a_model_with_learned_positions_is_not_led_beyond_them(
+    nano: Nano, make_engine: Callable[..., Engine], prompts: MakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = nano.model.language.config
+    monkeypatch.setattr(config, "rope_parameters", None)
+    monkeypatch.setattr(config, "max_position_embeddings", nano.encoder.max_prompt_length)
+    engine = make_engine()
+    monkeypatch.setattr("sparkles.serve.engine.AnswerText", EndlessText)
+    question = nano.question(prompts(1)[0], max_tokens=1_000_000)
+    (answer,) = asyncio.run(answers(engine, question))
+    assert answer.num_tokens == nano.encoder.max_prompt_length - len(question.encoded.input_ids) + 1
+    assert answer.finish_reason == "length"
+    monkeypatch.setattr(config, "max_position_embeddings", nano.encoder.max_prompt_length - 1)
+    with pytest.raises(InputError, match=r"the model knows \d+ positions; set data\.max_prompt_length"):
+        make_engine()
+
+
+def test_half_a_picture_is_refused(nano: Nano, engine: Engine, prompts: MakePrompts) -> None:
+    question = nano.question(prompts(1)[0])
+    cut = replace(question.encoded, visible=slice(1, len(question.encoded.input_ids)))
+    with pytest.raises(InputError, match="a picture was cut in two"):
+        asyncio.run(answers(engine, replace(question, encoded=cut)))
+
+
 def test_what_was_asked_before_the_end_is_answered(nano: Nano, prompts: MakePrompts) -> None:
     asked = prompts(4)
     engine = nano.engine(max_batch_size=2)
