@@ -12,6 +12,7 @@ Nothing here knows of the page that shows it, and nothing is written to disk.
 import asyncio
 import hashlib
 import io
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -48,6 +49,8 @@ Ending = FinishReason | Literal["", "stopped"]
 Verdict = Literal["good", "bad", "flagged"]
 
 _TITLE_CHARACTERS = 48
+_SECRET = re.compile(r"[\w-]{43}", re.ASCII)
+"""32 bytes."""
 
 
 class ChatError(InputError):
@@ -366,9 +369,12 @@ class Conversations:
             self._forget(self.all[self.MOST :])
         return self.current
 
+    def find(self, key: str) -> Conversation | None:
+        return next((one for one in self.all if one.key == key), None)
+
     def open(self, key: str) -> Conversation:
         """The one of this key becomes the current one; an unknown key changes nothing."""
-        self.current = next((one for one in self.all if one.key == key), self.current)
+        self.current = self.find(key) or self.current
         return self.current
 
     def delete(self, key: str) -> Conversation:
@@ -391,7 +397,7 @@ class Conversations:
 
 
 class Visitors:
-    """Who talks, by a secret that the browser keeps: their conversations are there again when the page is reloaded.
+    """Who talks, by a secret that the browser makes and keeps: conversations are there again when a page is reloaded.
 
     Args:
         most: visitors that are known.
@@ -403,10 +409,15 @@ class Visitors:
         self.max_bytes = max_bytes
         self._known: OrderedDict[str, Conversations] = OrderedDict()
 
-    def welcome(self, secret: str | None) -> tuple[str, Conversations]:
-        """The conversations behind a secret; a new secret, and no conversations yet, for one that is not known."""
-        if secret is None or secret not in self._known:
-            secret = secrets.token_urlsafe(32)
+    def welcome(self, secret: str) -> Conversations:
+        """The conversations behind a secret; none yet, if it is not known.
+
+        Raises:
+            ChatError: others could guess it.
+        """
+        if not _SECRET.fullmatch(secret or ""):
+            raise ChatError("expected a secret of 43 letters, digits, - and _; load the page again")
+        if secret not in self._known:
             self._known[secret] = Conversations()
         self._known.move_to_end(secret)
         excess = sum(one.num_bytes for one in self._known.values()) - self.max_bytes
@@ -414,7 +425,13 @@ class Visitors:
             _, longest_gone = self._known.popitem(last=False)
             excess -= longest_gone.num_bytes
             longest_gone.clear()
-        return secret, self._known[secret]
+        return self._known[secret]
+
+    def stop(self) -> None:
+        """End all answers that are being written; from any thread."""
+        for conversations in list(self._known.values()):
+            for conversation in list(conversations.all):
+                conversation.stop()
 
 
 async def _until(stopped: asyncio.Event, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:

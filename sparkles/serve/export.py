@@ -77,7 +77,7 @@ def html_page(conversation: Conversation, *, name: str) -> str:
 def _check_exportable(conversation: Conversation) -> None:
     conversation.check_idle()
     if not any(turn.answer for turn in conversation.turns):
-        raise ChatError("there is nothing to export yet; ask something")
+        raise ChatError("there is nothing to export yet: no question has an answer")
 
 
 def _with_places(messages: Sequence[Message]) -> tuple[Message, ...]:

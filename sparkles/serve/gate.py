@@ -16,6 +16,8 @@ from sparkles.serve.question import FullError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RETRY_AFTER = {"Retry-After": "1"}
+_SLOWEST_BYTES_PER_SECOND = 10_000
+"""With which large requests may still arrive, from a phone."""
 _READ_SECONDS = 30.0
 """How long a client may let a part of its answer lie: it holds a place."""
 _DRAIN_SECONDS = 0.5
@@ -96,14 +98,16 @@ class Gate:
         body = bytearray()
         more = True
         try:
-            async with asyncio.timeout(self.limits.body_seconds):
+            async with asyncio.timeout(self.limits.body_seconds) as patience:
+                latest = patience.when() or 0.0
                 while more and len(body) <= limit and int(length) <= limit:
                     message = await receive()
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
+                    patience.reschedule(latest + len(body) / _SLOWEST_BYTES_PER_SECOND)
         except TimeoutError as error:
             raise ApiError(
-                408, f"the request did not arrive within {self.limits.body_seconds:g} seconds"
+                408, f"the request arrived too slowly: {len(body):,} bytes of it in the time for them"
             ) from error
         if more or len(body) > limit:
             raise ApiError(413, f"the request has more than {limit:,} bytes", code="request_too_large")

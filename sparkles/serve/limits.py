@@ -13,7 +13,7 @@ class Limits:
     body_bytes: int = 20_000_000
     """Of a request with its pictures; also of a picture behind a URL."""
     body_seconds: float = 10.0
-    """Until a request has arrived; also until a picture has been fetched."""
+    """Until a request has arrived, besides 100 microseconds for each byte; also until a picture has been fetched."""
     messages: int = 256
     images: int = 16
     """Of a whole conversation."""

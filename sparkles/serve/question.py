@@ -56,8 +56,8 @@ class Sampling:
             raise InputError(f"seed must be at least -2**63 and less than 2**63, got {self.seed}")
         if self.beams > 1 and (self.temperature >= SMALLEST_TEMPERATURE or self.top_log_probs is not None):
             raise InputError(
-                f"{self.beams} beams are not drawn and tell no probabilities; set temperature=0 and "
-                "top_log_probs=None, or beams=1"
+                f"more than one beam needs temperature 0, and tells no probabilities; got {self.beams} beams at "
+                f"temperature {self.temperature:g}"
             )
 
 

@@ -477,24 +477,49 @@ def test_the_oldest_conversation_gives_way_and_long_titles_are_cut() -> None:
 
 def test_visitors_find_their_conversations_again_and_nobody_elses() -> None:
     visitors = Visitors(most=3)
-    secret, mine = visitors.welcome(None)
-    other_secret, others = visitors.welcome("made up")
-    assert other_secret != "made up"
+    mine, others = visitors.welcome(secret(0)), visitors.welcome(secret(1))
     assert others is not mine
-    assert visitors.welcome(secret) == (secret, mine)
-    for _ in range(2):
-        visitors.welcome(None)
-    assert visitors.welcome(secret)[1] is mine
-    assert visitors.welcome(other_secret)[1] is not others, "was longest not seen"
+    assert visitors.welcome(secret(0)) is mine
+    for number in (2, 3):
+        visitors.welcome(secret(number))
+        assert visitors.welcome(secret(0)) is mine
+    assert visitors.welcome(secret(1)) is not others, "was longest not seen"
+
+
+def secret(number: int) -> str:
+    return f"{number:043}"
+
+
+@pytest.mark.parametrize("guessable", ["", "made-up", "x" * 44, "ü" * 43])
+def test_secrets_are_long(guessable: str) -> None:
+    with pytest.raises(ChatError, match="expected a secret of 43"):
+        Visitors().welcome(guessable)
 
 
 def test_memory_is_bounded() -> None:
     visitors = Visitors(max_bytes=1_000)
-    secrets = []
-    for _ in range(5):
-        secret, theirs = visitors.welcome(None)
-        theirs.current.turns.append(Turn(("x" * 400,), GREEDY))
-        secrets.append(secret)
-    visitors.welcome(secrets[-1])
-    assert [visitors.welcome(secret)[0] == secret for secret in secrets[-2:]] == [True, True]
-    assert visitors.welcome(secrets[0])[0] != secrets[0]
+    theirs = []
+    for number in range(5):
+        theirs.append(visitors.welcome(secret(number)))
+        theirs[-1].current.turns.append(Turn(("x" * 400,), GREEDY))
+    visitors.welcome(secret(4))
+    assert [visitors.welcome(secret(number)) is theirs[number] for number in (3, 4)] == [True, True]
+    assert visitors.welcome(secret(0)) is not theirs[0]
+
+
+@pytest.mark.usefixtures("endless")
+def test_all_answers_can_be_ended_at_once(table: Table) -> None:
+    visitors = Visitors()
+
+    async def ask(number: int) -> Turn:
+        conversation = visitors.welcome(secret(number)).current
+        async for turn in table.chat.ask(conversation, parts("Hi"), LONG):
+            if turn.answer:
+                visitors.stop()
+        return conversation.turns[0]
+
+    async def ask_all() -> list[Turn]:
+        async with asyncio.timeout(20):
+            return await asyncio.gather(*map(ask, range(3)))
+
+    assert [turn.ending for turn in asyncio.run(ask_all())] == ["stopped"] * 3

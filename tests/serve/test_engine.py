@@ -133,8 +133,11 @@ def test_beams_search_for_the_likeliest_answer(
     ("sampling", "message"),
     [
         ({"beams": 0}, "beams must be at least 1, got 0"),
-        ({"beams": 2, "temperature": 1.0}, "2 beams are not drawn.*set temperature=0"),
-        ({"beams": 2, "top_log_probs": 0}, "tell no probabilities"),
+        (
+            {"beams": 2, "temperature": 1.0},
+            "needs temperature 0, .*; got 2 beams at temperature 1",
+        ),
+        ({"beams": 2, "top_log_probs": 0}, "tells no probabilities"),
     ],
 )
 def test_beams_are_neither_drawn_nor_told(sampling: dict[str, Any], message: str) -> None:

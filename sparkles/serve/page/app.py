@@ -1,10 +1,11 @@
 """The web page of the chat: gradio around a component of our own, whose HTML, CSS and JavaScript lie beside this file.
 
-The browser holds no state but a secret, what is on the screen and the question that is being written.
+The browser holds no state but a secret, what is on the screen and the question that is being written, or on its way.
 It sends questions as lists of parts, and gets whole conversations (`view.view`), pictures as data URLs;
 nothing touches the disk.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from sparkles.serve.starters import Example
 
 USER = "sparkles"
 _HERE = Path(__file__).parent
-_SCRIPTS = "history.js", "editor.js", "moving.js", "undo.js", "show.js"
+_SCRIPTS = "history.js", "editor.js", "moving.js", "undo.js", "sending.js", "show.js"
 _NOT_KEPT = "Conversations are kept in the server's memory alone, and forgotten when it ends."
 _KEPT = (
     f"{_NOT_KEPT} Answers that you rate or flag are written to its disk, with the conversation up to there and its "
@@ -78,8 +79,7 @@ def build_page(
 
 def _blocks(handlers: Handlers, *, defaults: Sampling, about: str) -> gr.Blocks:
     with gr.Blocks(title=handlers.name, analytics_enabled=False) as blocks:
-        # No secret to whom it belongs: gradio tells it to the page. Without one it would lose the state at a restart.
-        secret = gr.BrowserState(None, storage_key="sparkles", secret="sparkles")
+        secret = gr.Textbox(visible=False)  # whose place the browser fills
         with gr.Sidebar(label="Conversations and settings"):
             new = gr.Button("New conversation", variant="primary")
             key = gr.Radio(label="Conversations")
@@ -94,27 +94,45 @@ def _blocks(handlers: Handlers, *, defaults: Sampling, about: str) -> gr.Blocks:
             gr.Markdown(_KEPT if handlers.feedback else _NOT_KEPT)
         chat = _chat_box(handlers, about)
 
-        visit, shown = [secret, key], [secret, chat, key]
-        for event, handler, inputs, outputs in (
-            (blocks.load, handlers.arrive, secret, shown),
-            (new.click, handlers.new, secret, shown),
-            (key.input, handlers.open, visit, shown),
-            (delete.click, handlers.delete, visit, shown),
-            (clear.click, handlers.clear, secret, shown),
-            (save_zip.click, handlers.save_zip, visit, shown),
-            (save_html.click, handlers.save_html, visit, shown),
-            (chat.ask, handlers.ask, [secret, *settings], shown),
-            (chat.retry, handlers.retry, [secret, *settings], shown),
-            (chat.example, handlers.example, [secret, *settings], shown),
-            (chat.stop, handlers.stop, secret, None),
-            (chat.edit, handlers.edit, secret, shown),
-            (chat.rate, handlers.rate, secret, shown),
+        visit, shown = [secret, key], [chat, key]
+        by_visitor = f"(_, ...others) => [{_read('visitor.js')}, ...others]"
+        for event, handler, inputs, outputs, js in (
+            (blocks.load, handlers.arrive, secret, shown, by_visitor),
+            (new.click, handlers.new, secret, shown, by_visitor),
+            (key.input, handlers.open, visit, shown, by_visitor),
+            (delete.click, handlers.delete, visit, shown, _if_confirmed("Forget this conversation?")),
+            (clear.click, handlers.clear, visit, shown, _if_confirmed("Forget all conversations?")),
+            (save_zip.click, handlers.save_zip, visit, shown, by_visitor),
+            (save_html.click, handlers.save_html, visit, shown, by_visitor),
+            (chat.ask, handlers.ask, [secret, *settings], shown, by_visitor),
+            (chat.retry, handlers.retry, [secret, *settings], shown, by_visitor),
+            (chat.example, handlers.example, [secret, *settings], shown, by_visitor),
+            (chat.stop, handlers.stop, secret, None, by_visitor),
+            (chat.look, handlers.look, secret, shown, by_visitor),
+            (chat.edit, handlers.edit, secret, shown, by_visitor),
+            (chat.rate, handlers.rate, secret, shown, by_visitor),
         ):
             # What gradio would show is also read out: "common.complete", after each. It would refuse a key that it does
             # not know; a page may be older than the server, which the handlers say. And it would drop what comes while
             # it tidies up after the one before of its kind.
-            event(handler, inputs, outputs, show_progress="hidden", preprocess=False, trigger_mode="multiple")
+            listening = event(
+                handler,
+                inputs,
+                outputs,
+                js=js,
+                show_progress="hidden",
+                preprocess=False,
+                trigger_mode="multiple",
+            )
+            listening.failure(
+                None, js="() => dispatchEvent(new Event('sparkles-failure'))", show_progress="hidden"
+            )
     return blocks
+
+
+def _if_confirmed(question: str) -> str:
+    """Without the key unless the user says yes."""
+    return f"(_, key) => [{_read('visitor.js')}, confirm({json.dumps(question)}) ? key : null]"
 
 
 def _theme() -> gr.themes.Base:

@@ -4,17 +4,14 @@
 // Inside, it is a list of items, characters and chips. A place is the number of items in front of it.
 
 const LONGEST_SIDE = 1024; // pixels; larger pictures are scaled down before they are sent
-const PATIENCE = 2000; // milliseconds until it is checked whether the server is there
 const ZERO_WIDTH = /\u200b/g; // beside chips, so that the cursor has a place there
+const COMPOSING = 229; // the key code with which Safari says so of the Enter that ends it
 const PARTS = "application/x-sparkles-parts"; // in the clipboard
-const DRAFT = "sparkles-draft"; // in this tab's storage
 
 const editor = find(".editor");
 const notice = find(".notice");
 let cursor = null; // where the next picture goes while the focus is elsewhere
 let arriving = 0; // pictures that are being read
-let sent = null; // items of a question of which the server has said nothing yet
-let early = null; // parts of a question that was sent before the server had said anything at all
 
 if (!editor.isContentEditable) editor.contentEditable = "true";
 
@@ -187,7 +184,7 @@ async function insertPictures(files, range = selectedRange().cloneRange()) {
   if (urls.length) insert(urls.map(newChip), range);
   const failed = given.filter((_, index) => read[index].reason).map(({ name }) => name);
   const hint = "expected PNG, JPEG, WebP, GIF or BMP that this browser can show; it may be broken, or too large";
-  tell(failed.length ? `${failed.join(", ")} cannot be read: ${hint}.` : "");
+  tell(failed.length ? `Cannot be read: ${failed.join(", ")}; ${hint}.` : "");
 }
 
 function tell(text) {
@@ -255,38 +252,6 @@ function tidy(place) {
   remember(place);
 }
 
-function send() {
-  const parts = question();
-  if (current.answering) return tell("An answer is still being written; wait for its end, or stop it.");
-  if (sent) return tell("The last question is still on its way; wait for its answer.");
-  if (arriving) return tell("A picture is still being read; send the question when it is there.");
-  if (!parts.length) return tell("The question is empty; write something, or add a picture.");
-  tell("");
-  expectReply(contents());
-  write([]);
-  placeCursor(cursor);
-  forget();
-  if (current.key) return act("ask", { parts });
-  // Asked now, it would be another visitor's than the one whom the server is about to welcome.
-  early = parts;
-  tell("The question waits for the server to answer.");
-}
-
-// Gradio says when the server cannot be reached, but not to whom it did not get through.
-function expectReply(items) {
-  sent = items;
-  setTimeout(async () => {
-    if (sent !== items) return;
-    const reached = await fetch("theme.css", { cache: "no-store" }).then(() => true, () => false);
-    if (sent !== items) return;
-    if (reached) return expectReply(items);
-    sent = early = null;
-    write([...items, ...contents()]);
-    placeCursor(cursor);
-    tell("The server cannot be reached; the question is here again.");
-  }, PATIENCE);
-}
-
 new MutationObserver(() => tidy()).observe(editor, { childList: true, subtree: true, characterData: true });
 
 const FORWARD = { ArrowLeft: false, Backspace: false, ArrowRight: true, Delete: true };
@@ -308,7 +273,7 @@ editor.addEventListener("keydown", (event) => {
     removeChip(chip);
   } else if (event.key in FORWARD && !chip) {
     skipZeroWidth(FORWARD[event.key]);
-  } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== COMPOSING) {
     event.preventDefault();
     send();
   }
@@ -327,9 +292,10 @@ editor.addEventListener("paste", (event) => {
   event.preventDefault();
   placeCursor(selectedRange()); // from a chip
   const parts = partsIn(event.clipboardData);
-  if (event.clipboardData.files.length) insertPictures(event.clipboardData.files);
-  else if (parts) insert(itemsOf(parts), cursor);
-  else document.execCommand("insertText", false, event.clipboardData.getData("text/plain"));
+  const text = event.clipboardData.getData("text/plain");
+  if (parts) insert(itemsOf(parts), cursor);
+  else if (text) document.execCommand("insertText", false, text); // of which office programs give a picture too
+  else if (event.clipboardData.files.length) insertPictures(event.clipboardData.files);
 });
 
 // What was cut or copied here. Another page may have put something there that names pictures elsewhere: not fetched.
@@ -363,16 +329,3 @@ find("input").addEventListener("change", async ({ target }) => {
   target.value = "";
 });
 find(".stop").addEventListener("click", () => act("stop"));
-find(".composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  send();
-});
-
-// Gradio loads the page again when a server that was away is back.
-addEventListener("pagehide", () => {
-  try {
-    sessionStorage.setItem(DRAFT, JSON.stringify(read([...(sent ?? []), ...contents()])));
-  } catch {
-    sessionStorage.removeItem(DRAFT); // too large
-  }
-});

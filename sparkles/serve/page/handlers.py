@@ -26,31 +26,56 @@ UNTITLED = "New conversation"
 _SECONDS = 0.08
 """Between two looks at an answer that is being written."""
 
-Shown = tuple[Any, Any, Any]
-"""Of the visitor's secret, the chat and the list of conversations."""
+Shown = tuple[Any, Any]
+"""Of the chat and the list of conversations."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the page showed when something was done to it: a conversation, with so many turns and tries of the last."""
+
+    key: str
+    turns: int
+    tries: int
+
+    @classmethod
+    def by(cls, event: gr.EventData) -> "_Seen":
+        return cls(event.key, event.turns, event.tries)
 
 
 @dataclass(frozen=True)
 class _Visit:
     """Someone looks at one of their conversations."""
 
-    secret: str
     own: Conversations
     conversation: Conversation
 
-    def check(self, key: str | None) -> None:
-        """Raise ChatError if the page shows another: the server was started again, or it was deleted elsewhere.
+    def is_of(self, key: str) -> bool:
+        """Whether it is the one that the page shows; not if that was deleted elsewhere, or the server started again."""
+        return self.conversation.key == key
 
-        A page that has only just come shows none yet.
-        """
-        if key and self.conversation.key != key:
+    def check(self, key: str) -> None:
+        """Raise ChatError if it is another than the page shows."""
+        if not self.is_of(key):
             raise ChatError("The server has forgotten this conversation; go on in another one.")
+
+    def check_unchanged(self, seen: _Seen) -> None:
+        """Raise ChatError if there is more, or less, than the page shows: what was meant may be something else now."""
+        self.check(seen.key)
+        turns = self.conversation.turns
+        if (len(turns), turns[-1].tries if turns else 0) != (seen.turns, seen.tries):
+            raise ChatError("The conversation has changed meanwhile; here it is as it is now.")
 
     def shown(self, **more: Any) -> Shown:
         """The page shows it, whatever it showed before."""
-        titles = [(one.title or UNTITLED, one.key) for one in self.own.all]
-        listed = gr.Radio(choices=titles, value=self.conversation.key)
-        return self.secret, view(self.conversation, opened=True, **more), listed
+        return view(self.conversation, opened=True, **more), self._listed(value=self.conversation.key)
+
+    def told(self, key: str, **more: Any) -> Shown:
+        """For the page that shows the conversation of this key, and goes on to show it if it is this one."""
+        return (view(self.conversation, **more), self._listed()) if self.is_of(key) else self.shown(**more)
+
+    def _listed(self, **more: Any) -> Any:
+        return gr.Radio(choices=[(one.title or UNTITLED, one.key) for one in self.own.all], **more)
 
 
 class Handlers:
@@ -74,43 +99,43 @@ class Handlers:
         self.examples = examples
         self.feedback = feedback
 
-    def arrive(self, secret: str | None) -> Shown:
+    def arrive(self, secret: str) -> Shown:
         """The page was loaded, for the first time or again."""
         return self._visit(secret, lambda own: own.current).shown()
 
-    def new(self, secret: str | None) -> Shown:
+    def new(self, secret: str) -> Shown:
         """Begin a conversation."""
         return self._visit(secret, Conversations.new).shown()
 
-    def open(self, secret: str | None, key: str) -> Shown:
+    def open(self, secret: str, key: str) -> Shown:
         """Go to a conversation."""
         return self._visit_at(secret, key).shown()
 
-    def delete(self, secret: str | None, key: str) -> Shown:
-        """Forget a conversation."""
-        return self._visit(secret, lambda own: own.delete(key)).shown()
+    def delete(self, secret: str, key: str | None) -> Shown:
+        """Forget a conversation; without a key the user wants it kept."""
+        return self._visit(secret, lambda own: own.delete(key) if key else own.current).shown()
 
-    def clear(self, secret: str | None) -> Shown:
-        """Forget all conversations."""
-        self._visit(secret, Conversations.new).own.clear()
+    def clear(self, secret: str, key: str | None) -> Shown:
+        """Forget all conversations; without a key the user wants them kept."""
+        if key:
+            self.visitors.welcome(secret).clear()
         return self.arrive(secret)
 
-    async def ask(self, event: gr.EventData, secret: str | None, *settings: float) -> AsyncIterator[Shown]:
+    async def ask(self, event: gr.EventData, secret: str, *settings: float) -> AsyncIterator[Shown]:
         """Answer a question; one that cannot be asked goes back into the editor."""
         ask, handover = partial(self.chat.ask, parts=event.parts), {"parts": event.parts}
-        async for shown in _answer(self._visit_at(secret, event.key), event.key, ask, settings, handover):
+        async for shown in self._answer(event, secret, ask, settings, handover):
             yield shown
 
-    async def retry(self, event: gr.EventData, secret: str | None, *settings: float) -> AsyncIterator[Shown]:
+    async def retry(self, event: gr.EventData, secret: str, *settings: float) -> AsyncIterator[Shown]:
         """Answer the last question again."""
-        async for shown in _answer(self._visit_at(secret, event.key), event.key, self.chat.retry, settings):
+        async for shown in self._answer(event, secret, self.chat.retry, settings):
             yield shown
 
-    async def example(
-        self, event: gr.EventData, secret: str | None, *settings: float
-    ) -> AsyncIterator[Shown]:
+    async def example(self, event: gr.EventData, secret: str, *settings: float) -> AsyncIterator[Shown]:
         """Ask the questions of an example, in a conversation of its own."""
         visit = self._visit(secret, Conversations.new)
+        yield visit.shown()
         turns = visit.conversation.turns
         for question in self.examples[event.index].questions:
             ask = partial(self.chat.ask, parts=question)
@@ -120,56 +145,85 @@ class Handlers:
                 return
             turns = visit.conversation.turns
 
-    def stop(self, event: gr.EventData, secret: str | None) -> None:
+    def stop(self, event: gr.EventData, secret: str) -> None:
         """End the answer that is being written."""
-        conversation = self._visit_at(secret, event.key).conversation
-        if conversation.key == event.key:
-            conversation.stop()
+        visit = self._visit_at(secret, event.key)
+        if visit.is_of(event.key):
+            visit.conversation.stop()
 
-    def edit(self, event: gr.EventData, secret: str | None) -> Shown:
+    def look(self, event: gr.EventData, secret: str) -> Shown:
+        """Tell a page how far an answer is, of which it has heard nothing for a while."""
+        own = self.visitors.welcome(secret)
+        visit = _Visit(own, own.find(event.key) or own.current)
+        return self._attempt(visit, event.key, lambda: visit.check(event.key))
+
+    def edit(self, event: gr.EventData, secret: str) -> Shown:
         """Hand the last question back to the editor."""
-        return self._attempt(secret, event.key, lambda conversation: _once(parts=conversation.take_back()))
+        visit, seen = self._visit_at(secret, event.key), _Seen.by(event)
 
-    def rate(self, event: gr.EventData, secret: str | None) -> Shown:
+        def take_back() -> dict[str, Any]:
+            visit.check_unchanged(seen)
+            return _once(parts=visit.conversation.take_back())
+
+        return self._attempt(visit, seen.key, take_back)
+
+    def rate(self, event: gr.EventData, secret: str) -> Shown:
         """Keep what the user says of an answer."""
+        visit, seen = self._visit_at(secret, event.key), _Seen.by(event)
 
-        def keep(conversation: Conversation) -> None:
+        def keep() -> None:
+            visit.check_unchanged(seen)
             if self.feedback is not None:
-                self.feedback.keep(conversation, event.index, event.verdict)
+                self.feedback.keep(visit.conversation, event.index, event.verdict)
 
-        return self._attempt(secret, event.key, keep)
+        return self._attempt(visit, seen.key, keep)
 
-    def save_zip(self, secret: str | None, key: str) -> Shown:
+    def save_zip(self, secret: str, key: str) -> Shown:
         """Hand over the conversation as a training dialogue."""
-        return self._attempt(
-            secret, key, lambda conversation: _file(conversation, ".zip", training_zip(conversation))
+        return self._save(secret, key, ".zip", training_zip)
+
+    def save_html(self, secret: str, key: str) -> Shown:
+        """Hand over the conversation as a page."""
+        return self._save(
+            secret, key, ".html", lambda conversation: html_page(conversation, name=self.name).encode()
         )
 
-    def save_html(self, secret: str | None, key: str) -> Shown:
-        """Hand over the conversation as a page."""
-
-        def write(conversation: Conversation) -> dict[str, Any]:
-            return _file(conversation, ".html", html_page(conversation, name=self.name).encode())
-
-        return self._attempt(secret, key, write)
-
-    def _attempt(
-        self, secret: str | None, key: str, task: Callable[[Conversation], dict[str, Any] | None]
-    ) -> Shown:
-        """What the task hands over, or why it does not."""
+    def _save(self, secret: str, key: str, suffix: str, write: Callable[[Conversation], bytes]) -> Shown:
         visit = self._visit_at(secret, key)
-        try:
-            visit.check(key)
-            return visit.shown(handover=task(visit.conversation))
-        except InputError as error:
-            return visit.shown(notice=str(error))
 
-    def _visit_at(self, secret: str | None, key: str) -> _Visit:
+        def hand_over() -> dict[str, Any]:
+            visit.check(key)
+            url = data_url(write(visit.conversation), "application/octet-stream")
+            return _once(file={"name": file_stem(visit.conversation) + suffix, "url": url})
+
+        return self._attempt(visit, key, hand_over)
+
+    def _attempt(self, visit: _Visit, key: str, task: Callable[[], dict[str, Any] | None]) -> Shown:
+        """What the task hands over, or why it does not."""
+        try:
+            return visit.told(key, handover=task())
+        except InputError as error:
+            return visit.told(key, notice=str(error))
+
+    async def _answer(
+        self,
+        event: gr.EventData,
+        secret: str,
+        ask: Callable[..., AsyncGenerator[Turn]],
+        settings: Sequence[float],
+        handover: dict[str, Any] | None = None,
+    ) -> AsyncIterator[Shown]:
+        visit, seen = self._visit_at(secret, event.key), _Seen.by(event)
+        check = partial(visit.check_unchanged, seen)
+        async for shown in _answer(visit, seen.key, ask, settings, handover, check=check):
+            yield shown
+
+    def _visit_at(self, secret: str, key: str) -> _Visit:
         return self._visit(secret, lambda own: own.open(key))
 
-    def _visit(self, secret: str | None, choose: Callable[[Conversations], Conversation]) -> _Visit:
-        secret, own = self.visitors.welcome(secret)
-        return _Visit(secret, own, choose(own))
+    def _visit(self, secret: str, choose: Callable[[Conversations], Conversation]) -> _Visit:
+        own = self.visitors.welcome(secret)
+        return _Visit(own, choose(own))
 
 
 async def _answer(
@@ -178,6 +232,8 @@ async def _answer(
     ask: Callable[..., AsyncGenerator[Turn]],
     settings: Sequence[float],
     handover: dict[str, Any] | None = None,
+    *,
+    check: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[Shown]:
     """What the page shows while an answer grows.
 
@@ -185,32 +241,35 @@ async def _answer(
         key: of the conversation on the screen.
         ask: takes a conversation and `sampling`.
         handover: to the page, if there is no answer.
+        check: raises InputError if there is to be none.
     """
     looked = None
     handover = handover and _once(**handover)
     try:
-        visit.check(key)
+        check()
         async with aclosing(ask(visit.conversation, sampling=_sampling(*settings))) as turns:
             async for _ in turns:
                 if looked is None:
-                    yield visit.shown()
+                    yield visit.told(key)
                 elif time.monotonic() > looked + _SECONDS:
                     yield _grown(visit)
                 else:
                     continue
                 looked = time.monotonic()
     except InputError as error:
-        yield visit.shown(notice=str(error), handover=handover)
+        yield visit.told(key, notice=str(error), handover=handover)
     except Exception:  # a bug; the question is not to be lost with it
         log.exception("a question was not answered")
-        yield visit.shown(notice="The server failed at this question; its log says why.", handover=handover)
+        yield visit.told(
+            key, notice="The server failed at this question; its log says why.", handover=handover
+        )
     else:
         yield _grown(visit)
 
 
 def _grown(visit: _Visit) -> Shown:
     """An answer has grown, which matters only if the page still shows its conversation."""
-    return gr.skip(), view(visit.conversation), gr.skip()
+    return view(visit.conversation), gr.skip()
 
 
 def _sampling(
@@ -223,11 +282,6 @@ def _sampling(
         beams=int(beams),
         seed=int(seed or 0) or None,  # None: its field is empty
     )
-
-
-def _file(conversation: Conversation, suffix: str, content: bytes) -> dict[str, Any]:
-    url = data_url(content, "application/octet-stream")
-    return _once(file={"name": file_stem(conversation) + suffix, "url": url})
 
 
 def _once(**given: Any) -> dict[str, Any]:

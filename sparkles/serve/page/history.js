@@ -17,9 +17,9 @@ function button(label, action, attributes = {}) {
 
 let current = { key: null, turns: [], pictures: {}, next: 1, forgotten: 0 }; // until the server has said what there is
 
-// Something was done to the conversation on the screen; the list of conversations may already be at another.
+// Something was done to the conversation on the screen, of which there may be more elsewhere by now.
 function act(name, data = {}) {
-  trigger(name, { ...data, key: current.key });
+  trigger(name, { ...data, key: current.key, turns: current.turns.length, tries: current.turns.at(-1)?.tries ?? 0 });
 }
 
 const drawn = new WeakMap();
@@ -52,6 +52,7 @@ const ENDINGS = {
   length: "Cut off: the limit of its length or time was reached.",
   content_filter: "This answer must not be shown here.",
 };
+const UNANSWERED = "Stopped. The model reads this question with the next one, unless you edit it.";
 const VERDICTS = {
   good: ["Good", "Good answer"],
   bad: ["Bad", "Bad answer"],
@@ -60,7 +61,8 @@ const VERDICTS = {
 
 function remarks({ turn, index, last }) {
   const notes = [];
-  if (ENDINGS[turn.ending]) notes.push(ENDINGS[turn.ending]);
+  if (turn.ending === "stopped" && !turn.answer.length) notes.push(UNANSWERED);
+  else if (ENDINGS[turn.ending]) notes.push(ENDINGS[turn.ending]);
   if (turn.tries > 1) notes.push(`Try ${turn.tries}.`);
   if (index < current.forgotten) notes.push("No longer seen by the model.");
   const nodes = notes.length ? [make("span", { class: "note" }, notes.join(" "))] : [];

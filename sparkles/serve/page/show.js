@@ -1,14 +1,15 @@
 // What the server says: `props.value` is the conversation as it is now.
 
+const SILENCE = 1500; // milliseconds without news of an answer until the page asks for some
+
+const kept = new Map(); // by conversation, what was said to it while another was on the screen
 let taken = null; // the last thing that was handed over once: a question to edit, a file to save
+let looking = 0;
 
 function take({ key, parts, file }) {
   if (key === taken) return;
   taken = key;
-  if (parts) {
-    write(itemsOf(parts));
-    placeCursor(cursor);
-  }
+  if (parts) putBefore(itemsOf(parts));
   if (file) make("a", { href: file.url, download: file.name }).click();
 }
 
@@ -17,10 +18,19 @@ function uncover() {
   if (innerWidth < 768) document.querySelector(".sidebar.open > .toggle-button")?.click();
 }
 
-function show(view) {
-  const left = current.key && view?.key !== current.key && !view?.opened; // an answer where nobody looks any more
-  if (!view || left) return;
-  if (!early) sent = null;
+function hasArrived(view) {
+  return view.handover?.parts || (view.key === sent?.key && view.turns.length > sent.turns);
+}
+
+function show(news) {
+  if (!news) return;
+  if (hasArrived(news)) setSent(null);
+  if (current.key && news.key !== current.key && !news.opened) {
+    if (news.notice || news.handover) kept.set(news.key, { notice: news.notice, handover: news.handover });
+    return;
+  }
+  const view = news.opened ? { ...news, ...kept.get(news.key) } : news;
+  kept.delete(view.key);
   const reading = document.documentElement.scrollHeight - innerHeight - scrollY > 160;
   const fresh = view.key !== current.key || view.turns.length > current.turns.length;
   current = view;
@@ -32,10 +42,18 @@ function show(view) {
   if (view.handover) take(view.handover);
   if (view.opened) uncover();
   if (fresh || !reading) scrollTo({ top: view.turns.length ? document.documentElement.scrollHeight : 0 });
-  if (early) act("ask", { parts: early });
+  clearTimeout(looking);
+  if (view.answering) looking = setTimeout(look, SILENCE);
+  if (early) ask(early);
   early = null;
+}
+
+// The answer may have been asked for by another tab, or before the page was loaded, and nobody tells of it here.
+function look() {
+  act("look");
+  looking = setTimeout(look, SILENCE);
 }
 
 watch("value", () => show(props.value));
 show(props.value);
-write(itemsOf(JSON.parse(sessionStorage.getItem(DRAFT) ?? "[]")));
+restoreDraft();

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,7 @@ def test_pictures_are_cut_and_pasted_with_the_words_around_them(
 
 
 def test_what_is_no_picture_is_refused_in_words(chat: "ChatPage", tmp_path: Path) -> None:
-    for name, words in (("notes.txt", "Only pictures"), ("broken.png", "cannot be read")):
+    for name, words in (("notes.txt", "Only pictures"), ("broken.png", "Cannot be read")):
         (tmp_path / name).write_text("no picture")
         with chat.page.expect_file_chooser() as chooser:
             chat.button("Add pictures at the cursor").click()
@@ -282,7 +283,7 @@ def test_of_several_files_those_that_are_no_pictures_are_named(
     with chat.page.expect_file_chooser() as chooser:
         chat.button("Add pictures at the cursor").click()
     chooser.value.set_files([pictures[0], *others])
-    chat.expect(chat.page.get_by_role("alert")).to_contain_text("broken.png, notes.txt cannot be read")
+    chat.expect(chat.page.get_by_role("alert")).to_contain_text("Cannot be read: broken.png, notes.txt")
     assert chat.numbers() == ["1"]
 
 
@@ -332,10 +333,8 @@ def test_a_question_that_does_not_reach_the_server_is_there_again(
         chat = ChatPage(page).open(f"http://127.0.0.1:{server.port}/")
         chat.write("Is it ", pictures[0], "?")
     page.keyboard.press("Enter")
-    chat.expect(chat.editor).to_have_class(re.compile("empty"))
-    page.keyboard.type("And?")
-    chat.expect(page.get_by_text("The server cannot be reached")).to_be_visible()
-    chat.expect(chat.editor).to_contain_text(re.compile(r"Is it.*IMAGE#1.*\?.*And\?"))
+    chat.expect(page.get_by_text("The server cannot be reached; the question is here again.")).to_be_visible()
+    chat.expect(chat.editor).to_contain_text(re.compile(r"Is it.*IMAGE#1.*\?"))
 
 
 def test_a_page_that_is_loaded_again_has_what_was_being_written(
@@ -391,6 +390,48 @@ def test_a_page_finds_the_server_again(page: Any, recording: RecordingEngine) ->
         chat.answer()
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (
+            413,
+            '{"error": {"message": "the request has more than 20 bytes"}}',
+            "the request has more than 20 bytes;",
+        ),
+        (401, '{"detail": "Not authenticated"}', "You are no longer logged in"),
+        (502, "<html>", "The server refused it with status 502;"),
+    ],
+)
+def test_a_question_that_is_refused_on_its_way_is_there_again(
+    chat: "ChatPage", pictures: list[Path], status: int, body: str, told: str
+) -> None:
+    held: list[Any] = []
+    chat.page.route("**/gradio_api/queue/join*", lambda route: held.append(route))
+    chat.write("Is it ", pictures[0], "?")
+    chat.page.keyboard.press("Enter")
+    chat.write("And?")
+    while not held:
+        chat.page.wait_for_timeout(50)
+    held[0].fulfill(status=status, body=body)
+    alert = chat.page.get_by_role("alert").filter(has_text="here again")
+    chat.expect(alert).to_contain_text(re.compile(re.escape(told), re.IGNORECASE))
+    assert chat.numbers() == ["1"]
+    chat.expect(chat.editor).to_have_text(re.compile(r"Is it.*\?\s*And\?"))
+    chat.page.unroute("**/gradio_api/queue/join*")
+    chat.page.keyboard.press("Enter")
+    chat.answer()
+
+
+def test_a_question_on_a_slow_way_is_said_to_be_sent(chat: "ChatPage") -> None:
+    chat.page.route("**/gradio_api/queue/join*", lambda route: None)  # held back
+    chat.write("Hi")
+    chat.page.keyboard.press("Enter")
+    chat.expect(chat.button("Sending…")).to_be_visible()
+    chat.page.unroute("**/gradio_api/queue/join*")
+    chat.expect(chat.turns).to_have_count(1)
+    chat.ended()
+
+
 def test_large_pictures_are_scaled_down_before_they_are_sent(
     chat: "ChatPage", recording: RecordingEngine, tmp_path: Path
 ) -> None:
@@ -417,6 +458,174 @@ def test_words_that_mean_a_picture_show_it(chat: "ChatPage", pictures: list[Path
     chat.expect(shown).to_contain_text("IMAGE#1")
     chat.page.keyboard.press("Escape")
     chat.expect(shown).to_be_hidden()
+
+
+def test_a_draft_with_pictures_that_are_too_large_to_keep_keeps_its_words(
+    chat: "ChatPage", tmp_path: Path
+) -> None:
+    import PIL.Image
+
+    PIL.Image.effect_noise((1000, 1000), 90).convert("RGB").save(tmp_path / "large.png")
+    chat.write("These words ", *[tmp_path / "large.png"] * 3, "stay")
+    chat.page.reload()
+    chat.expect(chat.editor).to_have_text("These words stay")
+    assert chat.numbers() == []
+
+
+def test_what_office_programs_copy_is_pasted_as_words(chat: "ChatPage", pictures: list[Path]) -> None:
+    chat.editor.focus()
+    chat.editor.evaluate(
+        """(editor) => {
+            const data = new DataTransfer();
+            data.setData("text/plain", "one cell");
+            data.items.add(new File(["picture"], "cell.png", { type: "image/png" }));
+            const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+            editor.dispatchEvent(event);
+        }"""
+    )
+    chat.expect(chat.editor).to_have_text("one cell")
+    assert chat.numbers() == []
+
+
+def test_enter_that_ends_a_composition_sends_nothing(chat: "ChatPage") -> None:
+    chat.write("kanji")
+    chat.editor.evaluate(  # as Safari does
+        "(editor) => editor.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', keyCode: 229, bubbles: true }))"
+    )
+    chat.expect(chat.editor).to_have_text("kanji")
+    chat.expect(chat.button("Send")).to_be_visible()
+
+
+# --- several tabs, and what has changed meanwhile
+
+
+@pytest.fixture
+def second(chat: "ChatPage", context: Any, address: str) -> Iterator["ChatPage"]:
+    """Another tab of the same visitor."""
+    from tests.serve.browser.chat_page import ChatPage
+
+    with chat.page.expect_popup() as opened:
+        chat.page.evaluate("() => { window.open('about:blank') }")
+    tab = opened.value
+    tab.add_init_script("sessionStorage.known = 1")
+    yield ChatPage(tab).open(address)
+    tab.close()
+
+
+def test_tabs_show_the_same_conversations(chat: "ChatPage", second: "ChatPage") -> None:
+    chat.ask("Asked in the first tab")
+    second.button("New conversation").click()
+    second.expect(second.page.get_by_role("radio", name="Asked in the first tab")).to_be_visible()
+
+
+def test_an_answer_is_followed_where_it_was_not_asked_for(
+    chat: "ChatPage", second: "ChatPage", recording: RecordingEngine
+) -> None:
+    recording.pause = 0.15
+    chat.write("Hi")
+    chat.page.keyboard.press("Enter")
+    chat.expect(chat.turns).to_have_count(1)
+    second.page.reload()
+    second.expect(second.button("Stop")).to_be_visible()
+    second.ended()
+    assert second.answer() == chat.answer() != ""
+
+
+def test_a_page_that_is_loaded_again_before_the_first_word_is_not_left_waiting(
+    chat: "ChatPage", recording: RecordingEngine
+) -> None:
+    recording.pause = 2.5
+    chat.write("Hi")
+    chat.page.keyboard.press("Enter")
+    chat.expect(chat.turns).to_have_count(1)
+    chat.page.reload()
+    chat.expect(chat.button("Stop")).to_be_visible()
+    chat.ended()
+    chat.expect(chat.turns.last).to_contain_text("Stopped.")
+
+
+def test_of_a_question_without_an_answer_it_is_said_what_becomes_of_it(
+    chat: "ChatPage", recording: RecordingEngine
+) -> None:
+    recording.pause = 2.5
+    chat.write("Hi")
+    chat.page.keyboard.press("Enter")
+    chat.button("Stop").click()
+    chat.ended()
+    chat.expect(chat.turns.last).to_contain_text("Stopped. The model reads this question with the next one")
+
+
+def test_what_has_changed_elsewhere_is_shown_before_anything_is_done_to_it(
+    chat: "ChatPage", second: "ChatPage"
+) -> None:
+    chat.ask("Hi")
+    second.page.reload()
+    second.expect(second.turns).to_have_count(1)
+    chat.ask("And?")
+    changed = second.page.get_by_role("alert").filter(has_text="The conversation has changed meanwhile")
+    second.button("Edit the question").click()
+    second.expect(changed).to_be_visible()
+    second.expect(second.turns).to_have_count(2)
+    chat.button("Retry").click()
+    chat.expect(chat.turns.last).to_contain_text("Try 2.")
+    chat.ended()
+    second.write("A draft")
+    second.page.keyboard.press("Enter")
+    second.expect(changed).to_be_visible()
+    second.expect(second.editor).to_have_text("A draft")
+    second.expect(second.turns.last).to_contain_text("Try 2.")
+
+
+def test_two_clicks_on_edit_take_back_one_question(chat: "ChatPage") -> None:
+    chat.ask("First words")
+    chat.ask("Other words")
+    chat.button("Edit the question").dblclick()
+    chat.expect(chat.turns).to_have_count(1)
+    chat.expect(chat.editor).to_have_text("Other words")
+    chat.page.wait_for_timeout(500)
+    chat.expect(chat.turns).to_have_count(1)
+
+
+def test_a_question_that_is_edited_stands_before_the_draft(chat: "ChatPage") -> None:
+    chat.ask("First words")
+    chat.write("A draft")
+    chat.button("Edit the question").click()
+    chat.expect(chat.editor).to_have_text(re.compile(r"First words\s*A draft"))
+
+
+def test_nothing_takes_the_page_away_from_where_the_user_has_gone(
+    chat: "ChatPage", recording: RecordingEngine
+) -> None:
+    recording.pause = 0.05
+    chat.page.get_by_role("button", name="One scene").click()
+    chat.expect(chat.turns).to_have_count(1)
+    asked = len(recording.asked)
+    chat.button("New conversation").click()
+    chat.expect(chat.turns).to_have_count(0)
+    chat.write("A draft")
+    while len(recording.asked) == asked:  # the example's second question
+        chat.page.wait_for_timeout(50)
+    chat.page.wait_for_timeout(500)
+    chat.expect(chat.turns).to_have_count(0)
+    chat.expect(chat.editor).to_have_text("A draft")
+
+
+def test_a_question_that_is_refused_where_nobody_looks_waits_there(
+    chat: "ChatPage", pictures: list[Path]
+) -> None:
+    chat.ask("First words")
+    chat.page.route("**/gradio_api/queue/join*", lambda route: None)  # held back
+    chat.write(*pictures, pictures[0], " are too many")
+    chat.page.keyboard.press("Enter")
+    chat.button("New conversation").click()
+    chat.page.unroute("**/gradio_api/queue/join*")
+    chat.expect(chat.turns).to_have_count(0)
+    chat.write("A draft")
+    chat.page.wait_for_timeout(500)
+    chat.expect(chat.editor).to_have_text("A draft")
+    chat.page.get_by_role("radio", name="First words").check()
+    chat.expect(chat.page.get_by_role("alert")).to_contain_text("at most 4 are seen")
+    chat.expect(chat.chips).to_have_count(5)
 
 
 # --- answers
@@ -503,7 +712,7 @@ def test_a_question_that_cannot_be_asked_goes_back_into_the_editor(chat: "ChatPa
         chat.page.keyboard.press("Tab")
     chat.write("Hello")
     chat.page.keyboard.press("Enter")
-    chat.expect(chat.page.get_by_role("alert")).to_contain_text("beams are not drawn")
+    chat.expect(chat.page.get_by_role("alert")).to_contain_text("ore than one beam needs temperature 0")
     chat.expect(chat.editor).to_have_text("Hello")
     chat.expect(chat.turns).to_have_count(0)
 
@@ -547,6 +756,10 @@ def test_conversations_are_listed_opened_and_forgotten(chat: "ChatPage", recordi
     assert "First" not in recording.prompt()
     chat.page.get_by_role("radio", name="First words").check()
     chat.expect(chat.turns.first).to_contain_text("First words")
+    chat.page.once("dialog", lambda dialog: dialog.dismiss())
+    chat.button("Delete this one").click()
+    chat.expect(chat.turns.first).to_contain_text("First words")
+    chat.page.on("dialog", lambda dialog: dialog.accept())
     chat.button("Delete this one").click()
     chat.expect(chat.turns.first).to_contain_text("Other words")
     chat.button("Delete all").click()

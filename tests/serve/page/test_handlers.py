@@ -13,6 +13,7 @@ from sparkles.serve.question import Piece, Question
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install 'sparkles[serve]'")
 
+SECRET = "s" * 43
 SETTINGS = (0.0, 1.0, 1, 8, 0)
 
 
@@ -37,8 +38,9 @@ def test_a_bug_of_the_server_hands_the_question_back(
     parts = [{"text": "Is it red?"}]
 
     async def ask() -> list[dict[str, Any]]:
-        event = gradio.EventData(None, {"parts": parts, "key": None})
-        return [view async for _, view, _ in handlers.ask(event, None, *SETTINGS)]
+        key = handlers.visitors.welcome(SECRET).current.key
+        event = gradio.EventData(None, {"parts": parts, "key": key, "turns": 0, "tries": 0})
+        return [view async for view, _ in handlers.ask(event, SECRET, *SETTINGS)]
 
     with caplog.at_level(logging.ERROR):
         *_, view = asyncio.run(ask())
