@@ -14,10 +14,13 @@ class RunningServer:
 
     Args:
         port: a free one, if 0.
+        patience: seconds for requests in flight, which are cut then; None waits for all.
     """
 
-    def __init__(self, app: FastAPI, *, port: int = 0) -> None:
-        self._server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
+    def __init__(self, app: FastAPI, *, port: int = 0, patience: int | None = None) -> None:
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=patience)
+        )
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     @property

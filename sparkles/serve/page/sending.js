@@ -30,6 +30,7 @@ function send() {
 function ask(parts) {
   setSent({ ...sent, key: current.key, turns: current.turns.length });
   act("ask", { parts });
+  watchOver();
 }
 
 // What was written meanwhile comes behind.

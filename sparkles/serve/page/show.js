@@ -1,10 +1,12 @@
 // What the server says: `props.value` is the conversation as it is now.
 
 const SILENCE = 1500; // milliseconds without news of an answer until the page asks for some
+const PATIENCE = 4; // times that it asks without hearing anything
 
 const kept = new Map(); // by conversation, what was said to it while another was on the screen
 let taken = null; // the last thing that was handed over once: a question to edit, a file to save
 let looking = 0;
+let unheard = 0;
 
 function take({ key, parts, file }) {
   if (key === taken) return;
@@ -24,6 +26,7 @@ function hasArrived(view) {
 
 function show(news) {
   if (!news) return;
+  unheard = 0;
   if (hasArrived(news)) setSent(null);
   if (current.key && news.key !== current.key && !news.opened) {
     if (news.notice || news.handover) kept.set(news.key, { notice: news.notice, handover: news.handover });
@@ -42,16 +45,24 @@ function show(news) {
   if (view.handover) take(view.handover);
   if (view.opened) uncover();
   if (fresh || !reading) scrollTo({ top: view.turns.length ? document.documentElement.scrollHeight : 0 });
-  clearTimeout(looking);
-  if (view.answering) looking = setTimeout(look, SILENCE);
   if (early) ask(early);
   early = null;
+  watchOver();
 }
 
-// The answer may have been asked for by another tab, or before the page was loaded, and nobody tells of it here.
-function look() {
+function watchOver() {
+  clearTimeout(looking);
+  if (current.answering || sent) looking = setTimeout(look, SILENCE);
+}
+
+// The answer may have been asked for by another tab, or before the page was loaded, and nobody tells of it here. Or
+// gradio has lost the way from the server, and does not know: then the page is loaded again, if it is to be had.
+async function look() {
+  unheard += 1;
+  const isThere = () => fetch("theme.css", { cache: "no-store" }).then(({ ok }) => ok, () => false);
+  if (unheard > PATIENCE && (await isThere())) return location.reload();
   act("look");
-  looking = setTimeout(look, SILENCE);
+  watchOver();
 }
 
 watch("value", () => show(props.value));

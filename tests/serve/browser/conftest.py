@@ -106,12 +106,12 @@ def address(recording: RecordingEngine, pictures: list[Path], kept: Path) -> Ite
         yield f"http://127.0.0.1:{server.port}/"
 
 
-def serving(engine: Engine, *, port: int = 0) -> RunningServer:
+def serving(engine: Engine, *, port: int = 0, patience: int | None = None) -> RunningServer:
     """Another server, which can be ended and begun again at its port."""
     from sparkles.serve.page.app import build_page
 
     app = build_page(Chat(engine), name="Nano", defaults=Sampling(max_tokens=8), visitors=Visitors())
-    return RunningServer(app, port=port)
+    return RunningServer(app, port=port, patience=patience)
 
 
 @pytest.fixture(scope="module")

@@ -432,6 +432,24 @@ def test_a_question_on_a_slow_way_is_said_to_be_sent(chat: "ChatPage") -> None:
     chat.ended()
 
 
+def test_a_page_whose_server_goes_in_the_middle_of_an_answer_finds_the_next(
+    page: Any, recording: RecordingEngine
+) -> None:
+    from tests.serve.browser.chat_page import ChatPage
+
+    recording.pause = 1.0
+    with serving(recording, patience=1) as server:
+        port = server.port
+        chat = ChatPage(page).open(f"http://127.0.0.1:{port}/")
+        chat.write("First words")
+        page.keyboard.press("Enter")
+        chat.expect(chat.turns).to_have_count(1)
+    recording.pause = 0.0
+    with serving(recording, port=port):
+        chat.expect(chat.turns).to_have_count(0)
+        chat.ask("Other words")
+
+
 def test_large_pictures_are_scaled_down_before_they_are_sent(
     chat: "ChatPage", recording: RecordingEngine, tmp_path: Path
 ) -> None:
@@ -614,13 +632,16 @@ def test_a_question_that_is_refused_where_nobody_looks_waits_there(
     chat: "ChatPage", pictures: list[Path]
 ) -> None:
     chat.ask("First words")
-    chat.page.route("**/gradio_api/queue/join*", lambda route: None)  # held back
+    chat.page.route(
+        "**/gradio_api/queue/join*",
+        lambda route: None if '"parts"' in route.request.post_data else route.continue_(),  # questions wait
+    )
     chat.write(*pictures, pictures[0], " are too many")
     chat.page.keyboard.press("Enter")
     chat.button("New conversation").click()
-    chat.page.unroute("**/gradio_api/queue/join*")
     chat.expect(chat.turns).to_have_count(0)
     chat.write("A draft")
+    chat.page.unroute("**/gradio_api/queue/join*")
     chat.page.wait_for_timeout(500)
     chat.expect(chat.editor).to_have_text("A draft")
     chat.page.get_by_role("radio", name="First words").check()
