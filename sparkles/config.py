@@ -7,9 +7,10 @@ function that takes a config: the user's mistakes end it with a message, bugs wi
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from inspect import Parameter
 from pathlib import Path, PurePath
@@ -26,7 +27,8 @@ from sparkles.types import InputError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 _INSTANTIATE_KEYS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
-_STOPPED = "\nstopped; what was finished is in the run directory"
+_CLOSED_PIPE = 141
+"""What a shell says of programs that end so: 128 and the number of SIGPIPE."""
 
 
 class ConfigError(InputError):
@@ -205,12 +207,18 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("if", lambda flag, yes, no: yes if flag else no, replace=True)
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def command(
+    config_name: str, *, leaves_files: bool = True
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a function of a config a program that composes `conf/<config_name>.yaml` from the command line.
 
     An InputError, an OSError and Ctrl-C end it with their message alone, an unknown override with close matches.
     Whatever else is raised is a bug and keeps its traceback, also when `instantiate` wrapped it.
+
+    Args:
+        leaves_files: in a run directory, which whoever stops it is reminded of.
     """
+    stopped = "\nstopped" + ("; what was finished is in the run directory" if leaves_files else "")
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(
@@ -221,20 +229,50 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def main() -> None:
             register_resolvers()
             try:
-                run()
+                with _silent_when_unread():
+                    run()
             except SystemExit as exit_:
                 # Hydra and Lightning exit while they handle an error, so the error is still attached.
                 if isinstance(exit_.__context__, KeyboardInterrupt):
-                    sys.exit(_STOPPED)
+                    sys.exit(stopped)
                 if advice := explain(exit_.__context__):
                     print(f"\n{advice}", file=sys.stderr)
                 raise
             except KeyboardInterrupt:
-                sys.exit(_STOPPED)
+                sys.exit(stopped)
 
         return main
 
     return decorate
+
+
+@contextmanager
+def _silent_when_unread() -> Iterator[None]:
+    """End the program without a word, as others do, when whoever read its output has gone (`| head`)."""
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)  # Python would do so at its very end, and complain there
+    except BrokenPipeError:
+        if _is_read():
+            raise
+        # What is still held back goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_CLOSED_PIPE)
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, BrokenPipeError):  # rich's consoles exit so
+            sys.exit(_CLOSED_PIPE)
+        raise
+
+
+def _is_read() -> bool:
+    """Whether there still is somebody at the other end of the output; costs them an empty line."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return False
+    return True
 
 
 class TaskFunction:
@@ -257,6 +295,8 @@ class _CommandTask(TaskFunction):
             self.function(cfg)
         except Exception as error:
             cause = root_cause(error)
+            if isinstance(cause, BrokenPipeError) and not _is_read():
+                sys.exit(_CLOSED_PIPE)  # which Hydra lets pass
             if isinstance(cause, InputError | OSError):
                 raise CompactHydraException(message(cause)) from error
             if cause is not error:
@@ -282,7 +322,8 @@ def dispatch(program: str, tasks: Sequence[Callable[..., None]], otherwise: Call
         print(f"python -m {program} {name} key=value ...\n\n{inspect.getdoc(by_name[name])}")
     else:
         try:
-            call(name, by_name[name], arguments)
+            with _silent_when_unread():
+                call(name, by_name[name], arguments)
         except (InputError, OSError) as error:
             sys.exit(str(error))
 

@@ -1,15 +1,18 @@
 """A wrong config is refused before anything is built, with every mistake named."""
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from sparkles import config
 from sparkles.config import ConfigError, explain, validate
@@ -237,6 +240,60 @@ def test_a_mistake_ends_a_command_with_a_message(
     shown = run_command(task, override)
     assert expected in shown
     assert "Traceback" not in shown
+
+
+def test_a_command_that_leaves_no_files_points_to_none(
+    config_dir: Path, run_main: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "CONFIG_DIR", config_dir)
+    task = config.command("train", leaves_files=False)(raise_error(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as exit_:
+        run_main(task, f"hydra.run.dir={config_dir}/run")
+    assert str(exit_.value.code).strip() == "stopped"
+
+
+def unread(buffering: int = 1) -> TextIO:
+    """An output of which nobody reads the other end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", buffering=buffering)
+
+
+def print_words(cfg: DictConfig) -> None:
+    print("many", "words")
+
+
+def print_words_richly(cfg: DictConfig) -> None:
+    Console().print("many words")
+
+
+@pytest.mark.parametrize("buffering", [1, -1], ids=["line by line", "at the end"])
+@pytest.mark.parametrize(
+    ("task", "option"), [(print_words, "seed=1"), (print_words_richly, "seed=1"), (print_words, "--help")]
+)
+def test_a_command_whose_output_nobody_reads_ends_without_a_word(
+    run_command: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    task: Callable[[DictConfig], None],
+    option: str,
+    buffering: int,
+) -> None:
+    output = unread(buffering)
+    monkeypatch.setattr(sys, "stdout", output)
+    assert run_command(task, option) == "141"
+    output.close()  # which Python does at its end, and complains if it cannot
+
+
+def test_a_dispatched_task_whose_output_nobody_reads_ends_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "report", "run=a"])
+    monkeypatch.setattr(sys, "stdout", unread())
+    with pytest.raises(SystemExit) as exit_:
+        config.dispatch("program", [report], otherwise=lambda: None)
+    assert exit_.value.code == 141
+
+
+def test_another_pipe_that_breaks_is_told(run_command: Callable[..., str]) -> None:
+    assert "no worker" in run_command(raise_error(BrokenPipeError(32, "no worker")))
 
 
 def test_a_bug_ends_a_command_with_a_traceback(run_command: Callable[..., str]) -> None:

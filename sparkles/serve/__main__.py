@@ -1,7 +1,10 @@
 """Talk to a model, on a page or in the terminal, or let programs do so: `python -m sparkles.serve`."""
 
+import logging
 import os
 import sys
+from asyncio import CancelledError
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -11,6 +14,7 @@ from sparkles.types import InputError
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
+    from socket import socket
 
     from starlette.types import ASGIApp
 
@@ -29,7 +33,7 @@ MAX_CONNECTIONS = 1_000
 PAGE_PATIENCE = 3
 
 
-@command("tui")
+@command("tui", leaves_files=False)
 def tui(cfg: DictConfig) -> None:
     # Not before --help is answered.
     from contextlib import ExitStack
@@ -43,8 +47,8 @@ def tui(cfg: DictConfig) -> None:
     from sparkles.serve.terminal.talk import PATHS_AFTER, WORDS, Talk, run
 
     validate(cfg)
-    is_asked_once = cfg.message is not None
     console = Console(highlight=False)
+    read = LineInput(console, WORDS, PATHS_AFTER) if cfg.message is None else None
     with ExitStack() as opened:
         talk = Talk(
             _speaker(cfg, opened),
@@ -52,14 +56,14 @@ def tui(cfg: DictConfig) -> None:
             sampling=instantiate(cfg.sampling),
             name=cfg.name,
             fixed=_is_whole(cfg),
-            aside=Console(highlight=False, stderr=True) if is_asked_once else None,
+            aside=Console(highlight=False, stderr=True) if read is None else None,
         )
-        if is_asked_once:
+        if read is None:
             sys.exit(0 if talk.ask(cfg.message) else 1)
         model = f"weights: {cfg.checkpoint}" if cfg.responder is None else f"answers: {cfg.name}"
         about = cfg.get("about", "") if cfg.responder is None else ""
         hints = [f"[dim]{escape(hint.strip())}[/]" for hint in (model, about) if hint]
-        run(talk, LineInput(console, WORDS, PATHS_AFTER), hints=hints)
+        run(talk, read, hints=hints)
 
 
 def _is_whole(cfg: DictConfig) -> bool:
@@ -88,7 +92,7 @@ def _speaker(cfg: DictConfig, opened: "ExitStack") -> "Speaker":
     return LiveAnswers(Chat(engine, limits=instantiate(cfg.limits)))
 
 
-@command("chat")
+@command("chat", leaves_files=False)
 def chat(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
@@ -105,21 +109,22 @@ def chat(cfg: DictConfig) -> None:
     password = _secret(cfg.host, cfg.password, "SPARKLES_PASSWORD")
     examples = read_examples(cfg.examples) if cfg.examples else []
     engine = _engine(cfg)
+    visitors = instantiate(cfg.visitors)
     page = build_page(
         Chat(engine, limits=instantiate(cfg.limits), moderation=instantiate(cfg.moderation)),
         name=cfg.name,
         defaults=instantiate(cfg.sampling),
-        visitors=instantiate(cfg.visitors),
+        visitors=visitors,
         feedback=Feedback(cfg.feedback, model=cfg.name) if cfg.feedback else None,
         examples=examples,
         about=cfg.get("about", ""),  # of those in conf/model that have something to say
         password=password,
     )
-    # Open pages keep a connection for good.
-    _serve(page, engine, cfg, f"{cfg.name} at http://{cfg.host}:{cfg.port}", patience=PAGE_PATIENCE)
+    print(f"{cfg.name} at http://{cfg.host}:{cfg.port}; Ctrl-C stops the answers, and ends it", flush=True)
+    _serve(page, engine, cfg, patience=PAGE_PATIENCE, at_end=visitors.stop)
 
 
-@command("api")
+@command("api", leaves_files=False)
 def api(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
@@ -141,7 +146,12 @@ def api(cfg: DictConfig) -> None:
         image_urls=cfg.image_urls,
         moderation=instantiate(cfg.moderation),
     )
-    _serve(app, engine, cfg, f"{cfg.name} at http://{cfg.host}:{cfg.port}/v1", patience=round(engine.seconds))
+    print(
+        f"{cfg.name} at http://{cfg.host}:{cfg.port}/v1; Ctrl-C ends it when those who wait have their answers, "
+        "a second one at once",
+        flush=True,
+    )
+    _serve(app, engine, cfg, patience=round(engine.seconds))
 
 
 def _secret(host: str, given: str | None, variable: str) -> str | None:
@@ -173,15 +183,29 @@ def _engine(cfg: DictConfig) -> "Engine":
     return engine
 
 
-def _serve(app: "ASGIApp", engine: "Engine", cfg: DictConfig, where: str, *, patience: int) -> None:
-    """Until Ctrl-C, and then for so many seconds until those who wait have their answers."""
-    from contextlib import closing
+def _serve(
+    app: "ASGIApp",
+    engine: "Engine",
+    cfg: DictConfig,
+    *,
+    patience: int,
+    at_end: Callable[[], None] = lambda: None,
+) -> None:
+    """Until Ctrl-C; then call `at_end`, and wait for requests in flight, for so many seconds."""
+    from contextlib import closing, suppress
 
     import uvicorn
 
-    with closing(engine):
-        print(f"{where}; Ctrl-C ends it when those who wait have their answers", flush=True)
-        uvicorn.run(
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: "list[socket] | None" = None) -> None:
+            logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+            at_end()
+            await super().shutdown(sockets)
+            if self.force_exit:  # left out then, and complained of by whoever waits for it
+                await self.lifespan.shutdown()
+
+    server = Server(
+        uvicorn.Config(
             app,
             host=cfg.host,
             port=cfg.port,
@@ -189,6 +213,14 @@ def _serve(app: "ASGIApp", engine: "Engine", cfg: DictConfig, where: str, *, pat
             timeout_graceful_shutdown=patience,
             server_header=False,
         )
+    )
+    with closing(engine), suppress(KeyboardInterrupt):  # again, when all is over
+        server.run()
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """For the log of a server that ends: requests that it cancels itself are no news."""
+    return not (record.exc_info and isinstance(record.exc_info[1], CancelledError))
 
 
 COMMANDS = {"chat": chat, "tui": tui, "api": api}

@@ -124,9 +124,9 @@ def _blocks(handlers: Handlers, *, defaults: Sampling, about: str) -> gr.Blocks:
                 preprocess=False,
                 trigger_mode="multiple",
             )
-            listening.failure(
-                None, js="() => dispatchEvent(new Event('sparkles-failure'))", show_progress="hidden"
-            )
+            if handler == handlers.ask:
+                failed = "() => dispatchEvent(new Event('sparkles-failure'))"
+                listening.failure(None, js=failed, show_progress="hidden")
     return blocks
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sparkles.serve.terminal.typed_pictures import spell
+from sparkles.types import InputError
 
 _BEGUN = re.compile(r'(?<![A-Za-z0-9._%+-])@("?)((?<=")[^"]*|\S*)$')
 _PROMPT = "You: "
@@ -23,12 +24,17 @@ class LineInput:
     Args:
         words: that a line may begin with, several where one follows another: "/set ", "/set beams ".
         paths_after: of these, those that are followed by the path of any file.
+
+    Raises:
+        InputError: there is nothing to read from.
     """
 
     def __init__(self, console: Console, words: Sequence[str] = (), paths_after: Sequence[str] = ()) -> None:
         self._console = console
         self._words = words
         self._paths_after = paths_after
+        if sys.stdin is None:  # closed
+            raise InputError("there is no input to read questions from; ask one with message=...")
         self._typed = sys.stdin.isatty() and sys.stdout.isatty()
         self._readline = _readline() if self._typed else None
         if self._readline is not None:

@@ -309,7 +309,7 @@ COMMANDS = (
         do=Talk.save,
     ),
     Command(usage="/help", meaning="lists this", do=Talk.help),
-    Command(usage="/quit", meaning="leaves, as Ctrl-C and Ctrl-D do where you type", do=Talk.quit),
+    Command(usage="/quit", meaning="leaves, as Ctrl-D and a second Ctrl-C do where you type", do=Talk.quit),
 )
 _BY_WORD = {word: command for command in COMMANDS for word in (command.word, command.alias) if word}
 WORDS = (
@@ -328,15 +328,23 @@ def run(talk: Talk, read: Callable[[str], str], *, hints: Sequence[str] = ()) ->
         hints: to be shown first.
     """
     talk.console.print(Panel("\n".join([HELP, *hints]), title="Sparkles"))
+    is_leaving = False
     while not talk.is_over:
         draft, talk.draft = talk.draft, ""
         try:
             line = read(draft).strip()
-        except (EOFError, KeyboardInterrupt):
+            is_leaving = False
+            if line:
+                talk.hear(line)
+        except EOFError:
             talk.console.print()
             return
-        if line:
-            talk.hear(line)
+        except KeyboardInterrupt:  # at the prompt, or when the answer that it was to stop had just ended
+            talk.console.print()
+            if is_leaving:
+                return
+            is_leaving = True
+            talk._remark("Ctrl-C once more, or Ctrl-D, leaves.")
 
 
 def _number(name: str, value: str) -> float | None:

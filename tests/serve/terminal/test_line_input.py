@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from sparkles.serve.terminal.line_input import LineInput, completions
+from sparkles.types import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ("/save ", "/set ", "/set beams ", "/set top_p ", "/quit")
@@ -75,6 +76,12 @@ def test_what_comes_from_a_file_is_shown_as_if_it_was_typed(monkeypatch: pytest.
         read()
     assert isinstance(console.file, StringIO)
     assert console.file.getvalue() == "You: Is [b]this[/b] red?\nYou: "
+
+
+def test_without_input_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="no input to read questions from; ask one with message="):
+        LineInput(Console(file=StringIO()))
 
 
 PROGRAM = """

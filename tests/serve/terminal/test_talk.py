@@ -161,11 +161,35 @@ def test_it_ends_with_quit_or_with_the_input(lines: Sequence[str]) -> None:
     assert len(echo.asked) == 1
 
 
-def test_ctrl_c_where_one_types_leaves() -> None:
-    def read(draft: str) -> str:
-        raise KeyboardInterrupt
+def test_ctrl_c_where_one_types_leaves_when_it_is_pressed_twice_in_a_row() -> None:
+    echo = Echo()
+    chat = session(echo)
+    typed = iter([None, "Hi.", None, None])
 
-    run(session(Echo()).talk, read)
+    def read(draft: str) -> str:
+        if (line := next(typed)) is None:
+            raise KeyboardInterrupt
+        return line
+
+    run(chat.talk, read)
+    assert len(echo.asked) == 1
+    assert chat.file.getvalue().count("Ctrl-C once more, or Ctrl-D, leaves.") == 2
+
+
+def test_ctrl_c_when_the_answer_has_just_ended_keeps_the_conversation() -> None:
+    class Hasty(StringIO):
+        is_pressed = False
+
+        def write(self, text: str) -> int:
+            if "Stopped;" in text and not self.is_pressed:
+                self.is_pressed = True
+                signal.raise_signal(signal.SIGINT)
+            return super().write(text)
+
+    echo = Echo(interrupted=[1])
+    said = Session(WholeAnswers(echo), file=Hasty()).type("Hi.", "And now?")
+    assert "Ctrl-C once more, or Ctrl-D, leaves." in said
+    assert echo.asked[-1].messages[0].content == "Hi.\nAnd now?"
 
 
 def test_what_a_model_writes_is_text_and_moves_no_cursor() -> None:
@@ -457,6 +481,18 @@ def test_a_model_behind_an_endpoint_can_be_talked_to(
             run_main(main, "tui", 'message="Describe @cat.png."', *arguments)
     assert exit_.value.code == 0
     assert capsys.readouterr().out == "Sparkles: I was asked: Describe IMAGE#1.\n"
+
+
+def test_without_input_it_ends_before_a_model_is_loaded(
+    run_main: RunMain, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main, "tui", "checkpoint=nowhere.ckpt")
+    said = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert "there is no input to read questions from; ask one with message=..." in said
+    assert "Traceback" not in said
 
 
 def test_it_needs_no_web_server() -> None:
