@@ -3,6 +3,7 @@
 With a `responder`, a model behind an endpoint is measured, and none is built here.
 """
 
+import io
 import logging
 import sys
 import warnings
@@ -13,14 +14,17 @@ from typing import Any
 
 import lightning as L
 import rich
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from sparkles.config import validate
+from sparkles.config import terminated_as_by_ctrl_c, validate
 from sparkles.data.datamodule import SparklesDataModule
 from sparkles.data.features import FeatureCache
+from sparkles.data.files import write_whole
 from sparkles.dry_run import dry_run
 from sparkles.eval.asking import Asking
 from sparkles.eval.benchmark import Benchmark
@@ -35,6 +39,11 @@ from sparkles.types import InputError, Judge, Responder
 
 def launch(cfg: DictConfig) -> None:
     """Fit (unless `fit=false`) and run the benchmarks; with `dry_run=true`, print what that would need."""
+    with terminated_as_by_ctrl_c():
+        _launch(cfg)
+
+
+def _launch(cfg: DictConfig) -> None:
     _silence_chatter()
     if cfg.get("responder") is not None:
         _measure_endpoint(cfg)
@@ -43,20 +52,23 @@ def launch(cfg: DictConfig) -> None:
         dry_run(cfg)
         return
     validate(cfg)
+    _check_ranges(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     datamodule: SparklesDataModule = instantiate(cfg.data, _convert_="all")
     module = build_module(cfg)
     if datamodule.feature_cache is not None and (cfg.fit or module.encoder_hash is not None):
-        _keep_features(module, datamodule, datamodule.feature_cache)
-    # An experiment may hold settings of a callback that was not chosen.
-    chosen = [callback for callback in cfg.callbacks.values() if "_target_" in callback]
+        _keep_features(cfg, module, datamodule, datamodule.feature_cache)
+    # An experiment may hold settings of a callback that was not chosen; null takes one away.
+    chosen = [callback for callback in cfg.callbacks.values() if callback and "_target_" in callback]
     callbacks = [instantiate(callback, _convert_="all") for callback in chosen]
-    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
     trainer: L.Trainer = instantiate(
         cfg.trainer, callbacks=[*callbacks, RunRecord(cfg, run_dir)], logger=loggers
     )
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
     with _tracking_ends():
         if cfg.fit:
             trainer.fit(module, datamodule, ckpt_path=cfg.resume_from, weights_only=True)
@@ -88,7 +100,17 @@ def build_responder(cfg: DictConfig) -> Responder:
     )
 
 
-def _keep_features(module: SparklesModule, datamodule: SparklesDataModule, folder: str | Path) -> None:
+def _check_ranges(cfg: DictConfig) -> None:
+    """Raise InputError for numbers that a library would take ill later, or in silence."""
+    if not 0 <= cfg.seed < 2**32:
+        raise InputError(f"seed={cfg.seed}, expected at least 0 and less than 2**32")
+    if (batches := cfg.trainer.get("accumulate_grad_batches", 1)) < 1:
+        raise InputError(f"trainer.accumulate_grad_batches={batches}, expected 1 or more")
+
+
+def _keep_features(
+    cfg: DictConfig, module: SparklesModule, datamodule: SparklesDataModule, folder: str | Path
+) -> None:
     """Let batches bring the features of images that are in `folder`, and the module put the others there.
 
     Raises:
@@ -101,7 +123,13 @@ def _keep_features(module: SparklesModule, datamodule: SparklesDataModule, folde
         )
     part = module.model.qformer
     shape = part.num_query_tokens, part.hidden_size
-    cache = FeatureCache(folder, encoder_hash=module.encoder_hash, shape=shape)
+    # How the parts compute is not all in their weights: numbers of heads, precision.
+    settings = {
+        name: {key: value for key, value in cfg.model[name].items() if key != "checkpoint"}
+        for name in ("vision", "qformer")
+    }
+    made_by = repr((module.encoder_hash, settings, cfg.trainer.get("precision")))
+    cache = FeatureCache(folder, encoder_hash=made_by, shape=shape)
     datamodule.use_features(cache)
     module.feature_store = cache
 
@@ -160,6 +188,23 @@ def _finish_wandb(*, exit_code: int) -> None:
         wandb.finish(exit_code=exit_code)
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Puts checkpoints in place by renaming them, within their folder.
+
+    Lightning's own come from the system's folder for temporary files: where that is another file system, they are
+    copied over the one before, which is lost if the disk is full or the process is killed.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        file = io.BytesIO()
+        torch.save(checkpoint, file)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, file.getvalue())
+
+
 class RunRecord(L.Callback):
     """Writes `config.yaml` and `environment.json` once a run has read its input and is about to begin.
 
@@ -174,6 +219,7 @@ class RunRecord(L.Callback):
         self.written = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.datamodule.check_validation()  # type: ignore[attr-defined]  # rather than behind all the training
         self._write(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -199,7 +245,8 @@ class RunRecord(L.Callback):
         earlier = [self.run_dir / name for name in names if (self.run_dir / name).exists()]
         if earlier:
             shelf = self.run_dir / "superseded"
-            folder = shelf / str(1 + sum(1 for _ in shelf.glob("*")))
+            numbers = [int(path.name) for path in shelf.glob("*") if path.name.isdecimal()]
+            folder = shelf / str(1 + max(numbers, default=0))
             folder.mkdir(parents=True)
             for path in earlier:
                 path.rename(folder / path.name)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -212,6 +213,45 @@ def test_ctrl_c_ends_with_one_line(
         run_main(train.main, *tiny_run, f"data_root={world}", f"run_dir={tmp_path / 'run'}")
     assert str(exit_.value.code).strip() == "stopped; what was finished is in the run directory"
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_sigterm_ends_like_ctrl_c(
+    run_main: Callable[..., None],
+    tiny_run: list[str],
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learn = SparklesModule.training_step
+
+    def terminated(self: SparklesModule, batch: Any, batch_idx: int) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return learn(self, batch, batch_idx)
+
+    monkeypatch.setattr(SparklesModule, "training_step", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_:
+        run_main(train.main, *tiny_run, f"data_root={world}", f"run_dir={tmp_path / 'run'}")
+    assert str(exit_.value.code).strip() == "stopped; what was finished is in the run directory"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "seed=-1, expected at least 0"),
+        ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches=0, expected 1 or more"),
+        ("model.length_groups=0", "length_groups=0, expected 1 or more"),
+        ("data.batch_size=0", "batch_size=0, expected 1 or more"),
+    ],
+)
+def test_numbers_that_libraries_take_ill(fail: Fail, override: str, message: str) -> None:
+    assert message in fail(override)
+
+
+def test_without_samples_to_validate_on_nothing_is_trained(fail: Fail, tmp_path: Path) -> None:
+    assert "nothing to validate on" in fail("+data.val_subsets.validation.ratio=0")
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 @pytest.fixture

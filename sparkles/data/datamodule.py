@@ -134,7 +134,8 @@ class SampleDataset(Dataset[Example]):
         if crop is None:
             return Picture(self._load_pixels(image), None, key)
         content = int(self.feature_cache.digest(image)[:16], 16)
-        with _seeded(np.random.SeedSequence((self.seed, crop, content))):
+        # Not by the run's seed: it is kept, and found by runs of other seeds.
+        with _seeded(np.random.SeedSequence((crop, content))):
             return Picture(self.transform(load_image(image)), None, key)
 
     def _load_pixels(self, image: Image) -> torch.Tensor:
@@ -259,10 +260,10 @@ class SparklesDataModule(L.LightningDataModule):
                 "random crops are new each time, so their features cannot be kept: set data.cached_crops to the number "
                 "of crops that each image may have, data.train_transform.train=false, or data.feature_cache=null"
             )
-        if length_window < 1:
-            raise InputError(
-                f"length_window={length_window}, expected the number of batches, 1 or more; set data.length_window"
-            )
+        at_least = {"length_window": (length_window, 1), "batch_size": (batch_size, 1), "steps": (steps, 1)}
+        for name, (value, least) in (at_least | {"num_workers": (num_workers, 0)}).items():
+            if value < least:
+                raise InputError(f"{name}={value}, expected {least} or more; set data.{name}")
         if length_window > 1 and mix == "per_batch":
             raise InputError(
                 "mix='per_batch' gives each batch one subset, which batches by length would undo; "
@@ -360,10 +361,7 @@ class SparklesDataModule(L.LightningDataModule):
             Draw(name, index) for name, samples in self._val_samples.items() for index in range(len(samples))
         ]
         if not draws and trainer and trainer.state.fn == "validate":
-            # Lightning would skip the hooks that run the benchmarks, without a word.
-            raise InputError(
-                "nothing to validate on: without data.val_subsets no benchmark would run; set them"
-            )
+            self.check_validation()
         if not draws:
             return []
         size = max(1, self.batch_size // (trainer.world_size if trainer else 1))
@@ -371,6 +369,13 @@ class SparklesDataModule(L.LightningDataModule):
         share = batches[trainer.global_rank :: trainer.world_size] if trainer else batches
         dataset = self._dataset(self._val_samples, self.eval_transform)
         return DataLoader(**self._loader_arguments(dataset, share))
+
+    def check_validation(self) -> None:
+        """Raise InputError without validation samples: Lightning would skip the hooks that run the benchmarks."""
+        if not any(map(len, self._val_samples.values())):
+            raise InputError(
+                "nothing to validate on: without data.val_subsets no benchmark would run; set them"
+            )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count the training batches used, which is where a resumed run goes on."""

@@ -11,7 +11,17 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+        Path(temporary).chmod(
+            0o666 & ~_umask()
+        )  # as other files, which only their owner would read otherwise
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """What the process takes away from the rights of new files; it is told only as it is set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -62,7 +62,10 @@ class ImageFeatures:
         self._kept |= {image: found[image] for image in unknown}
         for image in list(self._kept)[: max(0, len(self._kept) - _MOST_KEPT)]:
             del self._kept[image]
-        return torch.stack([found[image] for image in images])
+        with torch.autocast(
+            device.type, enabled=False
+        ):  # which cannot join what it keeps in half precision, on CPUs
+            return torch.stack([found[image] for image in images])
 
     def _encode(self, images: Sequence[Image], device: torch.device) -> Tensor:
         with ThreadPoolExecutor() as pool:  # files are read, and pictures unpacked, beside each other

@@ -5,16 +5,13 @@ data that exist.
 """
 
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from sparkles.config import command, dispatch
+from sparkles.config import command, dispatch, terminated_as_by_ctrl_c
 from sparkles.gen.commands import COMMANDS
 from sparkles.types import InputError
 
@@ -57,7 +54,7 @@ def make(cfg: DictConfig) -> None:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         if leaks is not None:
             write_json(folder / "leakage.json", leaks)
-        with _terminated_as_by_ctrl_c():
+        with terminated_as_by_ctrl_c():
             generated = generate(recipe, writer)
             writer.close()  # so that calls under way come back and are in the ledger
             ledger = ledger_record(generated, writer)
@@ -100,20 +97,6 @@ def _without_leaks(recipe: "Recipe", cfg: DictConfig) -> "tuple[Recipe, dict[str
         return recipe, None
     print(f"left out before anything is asked: {report}")
     return replace(recipe, candidates=recipe.candidates.without(report.found)), report.record()
-
-
-@contextmanager
-def _terminated_as_by_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, which schedulers send, do what Ctrl-C does, also where a shell has that ignored."""
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)),
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _prospect(recipe: "Recipe", writer: "Writer") -> str:

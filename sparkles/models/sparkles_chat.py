@@ -23,7 +23,7 @@ from sparkles.models.qformer import QFormer
 from sparkles.models.resampler import PatchPooling, Resampler
 from sparkles.models.rows import Rows, in_groups, pack
 from sparkles.models.vision import VisionEncoder
-from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID
+from sparkles.types import IGNORE_INDEX, IMAGE_TOKEN_ID, InputError
 
 QueryPart = QFormer | Resampler | PatchPooling
 
@@ -72,6 +72,8 @@ class SparklesChat(nn.Module):
         self.projector = projector
         self.language = language.requires_grad_(False)
         self.max_images_per_forward = max_images_per_forward
+        if length_groups < 1:
+            raise InputError(f"model.length_groups={length_groups}, expected 1 or more")
         self.length_groups = length_groups
         self.packed = packed
         if compile_backend is not None:

@@ -140,10 +140,18 @@ def test_batches_by_length_have_less_padding_and_go_on_in_the_middle(
     assert_same(list(loader), by_length[2:])
 
 
+@pytest.mark.parametrize(("setting", "least"), [("batch_size", 1), ("steps", 1), ("num_workers", 0)])
+def test_numbers_that_mean_nothing_are_refused(
+    make_datamodule: MakeDataModule, setting: str, least: int
+) -> None:
+    with pytest.raises(InputError, match=rf"{setting}={least - 1}, expected {least} or more"):
+        make_datamodule(**{setting: least - 1})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"length_window": 0}, "length_window=0, expected the number of batches, 1 or more"),
+        ({"length_window": 0}, r"length_window=0, expected 1 or more; set data\.length_window"),
         ({"length_window": 2, "mix": "per_batch"}, r"set data\.length_window=1 or data\.mix=per_sample"),
     ],
 )
@@ -496,6 +504,30 @@ def test_batches_hold_the_features_that_are_kept_and_the_pixels_of_other_images(
     # By content: equal pictures share their features.
     pictures = {path.read_bytes() for name in ("cc", "vg") for path in (tmp_path / name).iterdir()}
     assert len(seen) == len(pictures) * max(1, crops)
+
+
+def test_random_crops_that_are_kept_are_the_same_for_every_seed(
+    make_datamodule: MakeDataModule, tmp_path: Path
+) -> None:
+    def crops(seed: int) -> dict[bytes, list[float]]:
+        datamodule = make_datamodule(
+            train_transform=ImageTransform(image_size=8, train=True, scale=(0.1, 0.5)),
+            feature_cache=tmp_path / "features",
+            cached_crops=2,
+            steps=20,
+            seed=seed,
+        )
+        datamodule.use_features(FeatureCache(tmp_path / f"{seed}", encoder_hash="abc", shape=(1, 1)))
+        datamodule.setup("fit")
+        return {
+            bytes(key.tolist()): pixels.flatten().tolist()
+            for batch in datamodule.train_dataloader()
+            for key, pixels in zip(batch["feature_keys"], batch["pixel_values"], strict=True)
+        }
+
+    first, second = crops(0), crops(1)
+    assert first.keys() == second.keys()
+    assert first == second
 
 
 def test_features_of_random_crops_are_kept_only_by_number(
