@@ -101,6 +101,8 @@ class Response:
     """Wall time of the batch divided by its size."""
     truncated: bool = False
     """The answer hit the limit on new tokens before it ended."""
+    refused: bool = False
+    """The model or its provider would not answer, or broke the answer off."""
     failure: str = ""
     """Why there is no answer, where the responder could not be asked: `text` is then none. Another run asks again."""
     log_probs: Mapping[str, float] = field(default_factory=dict)

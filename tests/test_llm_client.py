@@ -38,6 +38,7 @@ from sparkles.llm_client import (
     chat_messages,
 )
 from sparkles.llm_client.client import ClientError
+from sparkles.llm_client.costs import Ledger
 from sparkles.prompt_format import PromptFormatError, image_reference
 from sparkles.types import Image, Message
 from tests.scripted_server import FAULTS, FOREVER, Call, Faulty, Reply, Script, ScriptedServer, echo, starter
@@ -477,6 +478,28 @@ def test_the_budget_stops_before_it_is_exceeded(
     # More money, and it goes on from there.
     assert texts(ask(server, questions(30), budget_usd=1.0, **settings)) == ["An answer."] * 30
     assert len(server.calls) == 30
+
+
+def test_replies_that_tell_no_tokens_count_for_later_runs_and_other_journals(
+    serve: Callable[[Script], ScriptedServer], tmp_path: Path
+) -> None:
+    server = serve(lambda call: Reply(usage=None))
+    bound = Ledger({"scripted": PRICE}).bound(questions(1)[0])
+    budget = 2.5 * bound
+    for name, count in [("mine", 2), ("mine", 3), ("other", 3)]:
+        with Journal(tmp_path / f"{name}.jsonl", sync=False) as journal:
+            outcomes = ask(
+                server,
+                questions(count),
+                journal=journal,
+                prices={"scripted": PRICE},
+                budget_usd=budget,
+                concurrency=1,
+            )
+        found = texts(outcomes)
+        answered = 2 if name == "mine" else 0
+        assert found == ["An answer."] * answered + ["budget"] * (count - answered)
+    assert len(server.calls) == 2
 
 
 def test_a_reply_that_did_not_arrive_may_have_been_charged(serve: Callable[[Script], ScriptedServer]) -> None:

@@ -10,9 +10,18 @@ _HEDGE = re.compile(
     r"|(cannot|can't|can not|could not|couldn't|unable to) (be )?"
     r"(say|said|decide|determine|tell|judge|know|conclude)\w*)\b[^.,;:!?]*$"
 )
-_NEGATION_BEFORE = re.compile(r"(?:\b(?:not|cannot|never)|n't)(?: (?:be|the|an?|that|correct|quite|\w+ly))*$")
+_NOT = r"(?! (?:only|just|merely)\b)"
+"""Behind a "not": it denies. "Not only X" speaks for X."""
+_NEGATION_BEFORE = re.compile(
+    rf"(?:\b(?:not|cannot|never)|n't){_NOT}(?: (?:be|the|an?|that|correct|quite|\w+ly))*$"
+)
 _DENIAL_BEFORE = re.compile(r"(?:\bnot|n't) the case that\b[^.,;:!?]*$")
-_NEGATION_BEHIND = re.compile(r"^ (?:is|does|do|did|can|could|has|was)(?: not\b|n't\b)|^ (?:cannot|can't)\b")
+_NEGATION_BEHIND = re.compile(
+    r"^ (?:(?:is|does|do|did|can|could|has|was|were|will|would|should|might)(?: not|n't)|cannot|can't|won't)\b"
+    rf"{_NOT}|^ fails to\b"
+)
+_COMPARED_BEFORE = re.compile(r"\b(?:better|rather) than$")
+"""What stands behind it is passed over for something else."""
 _IS_BEFORE = re.compile(r"\b(?:is|be)(?: that)?:?$")
 _END_BEHIND = re.compile(
     r"^ ?(?:$|[.,;:!?]|(?:because|since|as|and not|but|rather than|instead of|although|while)\b)"
@@ -48,8 +57,11 @@ def parse_choice(text: str, options: Sequence[str]) -> str | None:
         for match in p.finditer(conclusion)
     ]
     for start, end, option in sorted(mentions):
+        if any(first <= start and end <= last and last - first > end - start for first, last, _ in mentions):
+            continue  # a part of another option, as "at the top" is of "at the top-left"
         before, behind = conclusion[:start].rstrip(" '\""), conclusion[end:].lstrip("'\"")
-        choice = None if _HEDGE.search(before) else _meant(option, options, before, behind)
+        is_open = _HEDGE.search(before) or _COMPARED_BEFORE.search(before)
+        choice = None if is_open else _meant(option, options, before, behind)
         if choice is None:
             continue
         choices.append(choice)

@@ -98,7 +98,7 @@ class Prediction:
         return json.dumps({k: v for k, v in (fields | score).items() if k not in unused}, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, line: str) -> "Prediction":
+    def from_json(cls, line: str | bytes) -> "Prediction":
         fields = json.loads(line)
         verdict = fields.pop("verdict", None)
         score = Score(

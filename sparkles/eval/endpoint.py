@@ -159,5 +159,8 @@ def _response(outcome: Outcome) -> Response:
     if not isinstance(outcome, Completion):
         return Response(text="", seconds=outcome.seconds, failure=f"{outcome.reason}: {outcome.message}")
     return Response(
-        text=outcome.text.strip(), seconds=outcome.seconds, truncated=outcome.finish_reason == "length"
+        text=outcome.text.strip(),
+        seconds=outcome.seconds,
+        truncated=outcome.finish_reason == "length",
+        refused=outcome.finish_reason in ("refusal", "content_filter"),
     )

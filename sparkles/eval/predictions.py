@@ -70,8 +70,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     Raises:
         RunFolderError: names the line that is no prediction.
     """
-    # Not splitlines, which also breaks at the line separators that a response may hold.
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]  # bytes: a line may be cut within a character
     predictions = []
     for number, line in enumerate(lines, start=1):
         try:

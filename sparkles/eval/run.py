@@ -338,14 +338,13 @@ def _take_up(path: Path, keys: Mapping[str, str]) -> dict[str, Prediction]:
 
     Other lines (of another model, prompt or sample) move to `superseded/`; a line torn by a crash is dropped.
     """
-    # Not splitlines, which also breaks at the line separators that a response may hold.
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
     done: dict[str, Prediction] = {}
     superseded = []
     for line in lines:
         try:
             prediction = Prediction.from_json(line)
-        except (ValueError, TypeError, KeyError):  # torn in the middle, or of another format
+        except (ValueError, TypeError, KeyError):  # torn, maybe within a character, or of another format
             continue
         if keys.get(prediction.item_id) == prediction.key:
             done[prediction.item_id] = prediction

@@ -171,18 +171,21 @@ def mean_difference(
 ) -> Difference:
     """Of two runs' ratings of the same items: paired permutation test, which swaps the runs item by item."""
     differences = np.asarray(ours, float) - np.asarray(theirs, float)
-    tested = stats.permutation_test(
-        (np.asarray(ours, float), np.asarray(theirs, float)),
-        lambda x, y, axis: np.mean(x - y, axis=axis),
-        permutation_type="samples",
-        n_resamples=RESAMPLES,
-        batch=1_000,
-        rng=_rng(),
-    )
+    p_value = 1.0  # of fewer than 2 items, which scipy does not test
+    if len(differences) >= 2:
+        tested = stats.permutation_test(
+            (np.asarray(ours, float), np.asarray(theirs, float)),
+            lambda x, y, axis: np.mean(x - y, axis=axis),
+            permutation_type="samples",
+            n_resamples=RESAMPLES,
+            batch=1_000,
+            rng=_rng(),
+        )
+        p_value = float(tested.pvalue)
     return Difference(
         value=float(differences.mean()),
         interval=mean_interval(differences.tolist(), shared),
-        p_value=float(tested.pvalue),
+        p_value=p_value,
         test="paired permutation",
         clustered_p_value=_robust_p_value(differences, shared),
     )

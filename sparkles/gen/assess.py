@@ -13,7 +13,15 @@ from typing import Any
 
 import json_repair
 
-from sparkles.llm_client import ChatMessage, Completion, LLMClient, ModerationRequest, OnOutcome, Request
+from sparkles.llm_client import (
+    ChatMessage,
+    Completion,
+    LLMClient,
+    ModerationRequest,
+    OnOutcome,
+    Outcome,
+    Request,
+)
 from sparkles.prompt_format import image_mention, strip_tags
 from sparkles.types import Dialogue, InputError
 
@@ -56,11 +64,15 @@ class Assessor:
     ) -> list[Assessment]:
         """Assess each dialogue, in order. The client's journal keeps every reply."""
         return [
-            self.read(outcome.text)
-            if isinstance(outcome, Completion)
-            else Assessment(problem=f"{outcome.reason}: {outcome.message}", failed=True)
-            for outcome in client.complete_all(map(self.request, dialogues), on_outcome)
+            self._read(outcome) for outcome in client.complete_all(map(self.request, dialogues), on_outcome)
         ]
+
+    def _read(self, outcome: Outcome) -> Assessment:
+        if not isinstance(outcome, Completion):
+            return Assessment(problem=f"{outcome.reason}: {outcome.message}", failed=True)
+        if outcome.finish_reason != "stop":  # what is cut can look whole
+            return Assessment(problem=f"the reply ended with {outcome.finish_reason}")
+        return self.read(outcome.text)
 
 
 def llm_assessor(model: str, *, prompt_file: Path = PROMPT_FILE, max_tokens: int = 512) -> Assessor:
@@ -99,6 +111,8 @@ def read_judgement(text: str) -> Assessment:
     quality = reply.get("quality")
     if not isinstance(quality, int | float) or isinstance(quality, bool) or not LOWEST <= quality <= HIGHEST:
         return Assessment(problem=f"no quality from {LOWEST} to {HIGHEST} in {text[:200]!r}")
+    if "unsafe" not in reply:
+        return Assessment(problem=f"nothing on what is unsafe in {text[:200]!r}")
     return Assessment(
         quality=quality, unsafe=str(reply.get("unsafe") or ""), reason=str(reply.get("reason", ""))
     )

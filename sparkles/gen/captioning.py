@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.progress import track
 
 from sparkles.prompt_format import image_reference
-from sparkles.types import Image, InputError, Message, Prompt, Responder
+from sparkles.types import Image, InputError, Message, Prompt, Responder, Response
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 AT_A_TIME = 64
@@ -23,7 +23,8 @@ def caption_folder(folder: Path, responder: Responder, out: Path, *, question: s
         question: `{image}` becomes the picture.
 
     Raises:
-        InputError: there are no pictures, the question shows none, or some got no caption; the others are written.
+        InputError: there are no pictures, the question shows none, or some got no caption, be it that the answer was
+            refused or cut off; the others are written.
     """
     if question.count("{image}") != 1:
         raise InputError(
@@ -41,16 +42,16 @@ def caption_folder(folder: Path, responder: Responder, out: Path, *, question: s
         while chunk := list(islice(waiting, AT_A_TIME)):
             prompts = [_prompt(path, question) for path in chunk]
             for path, response in zip(chunk, responder.respond(prompts), strict=True):
-                if response.text.strip():
-                    captions[path.stem] = " ".join(response.text.split())
+                if problem := _problem(response):
+                    failures.append(f"{path.name}: {problem}")
                 else:
-                    failures.append(f"{path.name}: {response.failure or 'an empty answer'}")
+                    captions[path.stem] = " ".join(response.text.split())
     finally:
         _write(out, captions)
     if failures:
         raise InputError(
             f"{len(failures)} of {len(paths)} pictures got no caption, such as {failures[0]}; the others are in {out}, "
-            "and the same command asks for these alone"
+            "and the same command asks for these alone. What was refused or cut off needs another question or limit"
         )
     return len(captions)
 
@@ -59,6 +60,18 @@ def _prompt(path: Path, question: str) -> Prompt:
     content = question.format(image=image_reference(path.stem))
     message = Message(role="user", content=content, images=(Image(image_id=path.stem, path=path),))
     return Prompt(messages=(message,), item_id=path.stem)
+
+
+def _problem(response: Response) -> str:
+    """Why what was said is no caption; "" if it is one."""
+    text = " ".join(response.text.split())
+    if response.failure:
+        return response.failure
+    if response.refused:
+        return f"refused, in these words: {text[:200]!r}" if text else "refused, or filtered by the provider"
+    if not text:
+        return "an empty answer"
+    return f"cut off at the limit on new tokens, ... {text[-60:]!r}" if response.truncated else ""
 
 
 def _read(out: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -69,16 +69,17 @@ class BatchClient:
             BudgetError: there is a budget, but no price for the model.
         """
         requests = list(requests)
+        by_key = {request.key: request for request in requests}
         failures: dict[str, Failure] = {}
         with Journal(self.jobs) as jobs, self._endpoint() as endpoint:
             known = {job.get("batch") for job in jobs.values()}
             for batch in [batch for batch in self.made_before if batch not in known]:
                 jobs.put(batch, _job(requests) | {"state": "made", "batch": batch})
             for name in [name for name, job in jobs.items() if job["state"] != "collected"]:
-                failures |= self._collect(endpoint, jobs, name)
-            waiting = self._affordable({request.key: request for request in requests}, failures)
+                failures |= self._collect(endpoint, jobs, name, by_key)
+            waiting = self._affordable(by_key, failures)
             while chunk := dict(islice(waiting, _LARGEST)):
-                failures |= self._collect(endpoint, jobs, self._submit(endpoint, jobs, chunk))
+                failures |= self._collect(endpoint, jobs, self._submit(endpoint, jobs, chunk), by_key)
         outcomes = [self._outcome(request.key, failures) for request in requests]
         if on_outcome is not None:
             for index, outcome in enumerate(outcomes):
@@ -135,7 +136,9 @@ class BatchClient:
         logger.info("batch %s: %d calls", batch.id, len(requests))
         return name
 
-    def _collect(self, endpoint: openai.OpenAI, jobs: Journal, name: str) -> dict[str, Failure]:
+    def _collect(
+        self, endpoint: openai.OpenAI, jobs: Journal, name: str, requests: Mapping[str, Request]
+    ) -> dict[str, Failure]:
         """Wait for a batch and put its replies into the journal; its failures by key."""
         job = jobs[name]
         batch = self._find(endpoint, name, job)
@@ -143,8 +146,18 @@ class BatchClient:
         if batch is not None:
             batch = self._wait(endpoint, batch)
             for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-                for line in endpoint.files.content(file_id).text.splitlines():
-                    failures |= self._take(json.loads(line), job)
+                # Not splitlines, which also breaks at the line separators that a reply may hold.
+                for line in filter(str.strip, endpoint.files.content(file_id).text.split("\n")):
+                    try:
+                        failures |= self._take(json.loads(line), job, batch.id, requests)
+                    except (ValueError, TypeError, KeyError, AttributeError) as error:
+                        logger.warning(
+                            "batch %s: a line cannot be read and is passed over (%s: %s): %.200s",
+                            batch.id,
+                            type(error).__name__,
+                            error,
+                            line,
+                        )
             if batch.status != "completed":
                 problems = [error.message for error in (batch.errors and batch.errors.data) or []]
                 logger.warning("batch %s has %s: %s", batch.id, batch.status, "; ".join(map(str, problems)))
@@ -187,7 +200,9 @@ class BatchClient:
             logger.warning("batch %s goes on at the provider; the same command collects it", batch.id)
             raise
 
-    def _take(self, line: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Failure]:
+    def _take(
+        self, line: Mapping[str, Any], job: Mapping[str, Any], batch_id: str, requests: Mapping[str, Request]
+    ) -> dict[str, Failure]:
         """Journal one reply, or say why there is none."""
         key, answer = line["custom_id"], line.get("response") or {}
         if key in self.replies:  # collected before the program died
@@ -206,12 +221,32 @@ class BatchClient:
             )
         except CallError as error:
             if error.reply is None or error.reason == "wrong_model":
+                if error.reply is not None:
+                    self._keep_rejected(key, error.reply, job["model"], batch_id, requests.get(key))
                 return {key: Failure(reason=error.reason, message=error.message)}
             reply = error.reply
-        dollars = self.client.ledger.cost(job["model"], reply.usage)
-        self.replies.put(key, reply.to_record(job["model"], dollars))
-        self.client.ledger.charge(job["model"], reply.usage)
+        self._keep(key, reply, job["model"], requests.get(key))
         return {}
+
+    def _keep(self, name: str, reply: Completion, model: str, request: Request | None, **more: str) -> None:
+        """Journal a reply and charge it; `request` None where this run does not ask it."""
+        ledger = self.client.ledger
+        bound = ledger.bound(request) if request is not None else 0.0
+        record = reply.to_record(model, ledger.cost(model, reply.usage), bound=bound)
+        self.replies.put(name, record | more)
+        ledger.charge(model, reply.usage, bound=bound)
+
+    def _keep_rejected(
+        self, key: str, reply: Completion, model: str, batch_id: str, request: Request | None
+    ) -> None:
+        """Keep a reply that was paid for but is no answer; once, though its batch may be collected twice."""
+        names = (f"{key}/rejected/{number}" for number in count(1))
+        for name in names:
+            if name not in self.replies:
+                self._keep(name, reply, model, request, batch=batch_id)
+                return
+            if self.replies[name].get("batch") == batch_id:
+                return
 
     @contextmanager
     def _endpoint(self) -> Iterator[openai.OpenAI]:

@@ -146,7 +146,7 @@ class LLMClient:
         self._stopped: Failure | None = None
         for record in journal.values() if journal is not None else ():
             if "asked_model" in record:  # the journal's owner may keep other things there
-                self.ledger.charge(record["asked_model"], usage_of(record))
+                self.ledger.charge(record["asked_model"], usage_of(record), bound=record.get("bound", 0.0))
 
     def complete_all(self, requests: Iterable[Request], on_outcome: OnOutcome | None = None) -> list[Outcome]:
         """`complete_many` for callers that are not asynchronous."""
@@ -419,8 +419,8 @@ class LLMClient:
 
     def _keep(self, key: str, request: Request, reply: Completion) -> None:
         if self.journal is not None:
-            dollars = self.ledger.cost(request.model, reply.usage)
-            self.journal.put(key, reply.to_record(request.model, dollars))
+            dollars, bound = self.ledger.cost(request.model, reply.usage), self.ledger.bound(request)
+            self.journal.put(key, reply.to_record(request.model, dollars, bound=bound))
 
     def _keep_rejected(self, key: str, request: Request, error: CallError) -> None:
         """Keep a reply that was paid for but is no answer, for the ledger and for whoever wants to know."""

@@ -183,7 +183,8 @@ class OtherJournals:
                 for _, record, end in written_records(path, self._bytes_read[path]):
                     self._bytes_read[path] = end
                     if "asked_model" in record:  # the journal's owner may keep other things there
-                        self._dollars += record.get("dollars") or 0.0  # unknown costs are not counted
+                        # Unknown costs count as the most that they can be, where that is known.
+                        self._dollars += record.get("dollars") or record.get("bound") or 0.0
         return self._dollars
 
 

@@ -1,7 +1,7 @@
 """What becomes of a request: a reply, told apart by how it ended, or the reason why there is none."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 FailureReason = Literal[
@@ -48,14 +48,20 @@ class Completion:
     structured: bool = False
     """The endpoint held the reply to the request's schema."""
 
-    def to_record(self, asked_model: str, dollars: float | None = None) -> dict[str, Any]:
-        """What the journal keeps. `asked_model` is the name that prices are known by; `dollars` None for unknown."""
-        return {"asked_model": asked_model, "dollars": dollars, **asdict(self)}
+    def to_record(
+        self, asked_model: str, dollars: float | None = None, *, bound: float = 0.0
+    ) -> dict[str, Any]:
+        """What the journal keeps. `asked_model` is the name that prices are known by; `dollars` None for unknown.
+
+        `bound`, the most that the reply can have cost, is kept where the endpoint does not tell the tokens.
+        """
+        record = {"asked_model": asked_model, "dollars": dollars, **asdict(self)}
+        return record | {"bound": bound} if self.usage is None and bound else record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Completion":
-        fields = {name: value for name, value in record.items() if name not in ("asked_model", "dollars")}
-        return cls(**fields | {"usage": usage_of(record)})
+        values = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        return cls(**values | {"usage": usage_of(record)})
 
 
 def usage_of(record: Mapping[str, Any]) -> Usage | None:

@@ -105,6 +105,9 @@ def test_what_the_original_reads_as_we_do(text: str, expected: str | None) -> No
         ("Therefore, the answer is [FALSE].", "FALSE"),
         ("Therefore, the answer is T.", None),
         ("Therefore, yes.", None),
+        ("Therefore, the statement is not only true, it is obvious.", "TRUE"),
+        ("Therefore, it is not just the true one.", "TRUE"),
+        ("Therefore, it isn't merely false.", "FALSE"),
     ],
 )
 def test_truth_is_read(text: str, expected: str | None) -> None:
@@ -144,10 +147,32 @@ def test_truth_is_read(text: str, expected: str | None) -> None:
         ("Therefore, the answer is IMAGE#3.", None),
         ("Therefore, the answer is IMAGE_2.", "IMAGE#2"),
         ("Therefore, the answer is image-1.", None),
+        ("Therefore, IMAGE#1 will not match the caption.", "IMAGE#2"),
+        ("Therefore, IMAGE#1 won't match the caption.", "IMAGE#2"),
+        ("Therefore, IMAGE#2 would not be right.", "IMAGE#1"),
+        ("Therefore, IMAGE#2 wouldn't be right.", "IMAGE#1"),
+        ("Therefore, IMAGE#2 shouldn't be chosen.", "IMAGE#1"),
+        ("Therefore, IMAGE#2 might not be right.", "IMAGE#1"),
+        ("Therefore, if IMAGE#2 were not so dark, IMAGE#1 would be worse.", "IMAGE#1"),
+        ("Therefore, IMAGE#1 fails to match the caption.", "IMAGE#2"),
+        ("Therefore, IMAGE#1 would match the caption.", "IMAGE#1"),
+        ("Therefore, it is not only IMAGE#1 that shows a dog.", "IMAGE#1"),
+        ("Therefore, IMAGE#1 does not merely show a dog, it shows two.", "IMAGE#1"),
+        ("Therefore, not only IMAGE#1 but also IMAGE#2 shows a dog.", None),
+        ("Therefore, IMAGE#1 matches the caption better than IMAGE#2.", "IMAGE#1"),
+        ("Therefore, IMAGE#1 is not better than IMAGE#2.", "IMAGE#2"),
+        ("Therefore, rather than IMAGE#1, I choose IMAGE#2.", "IMAGE#2"),
     ],
 )
 def test_images_are_read(text: str, expected: str | None) -> None:
     assert parse_choice(text, IMAGES) == expected
+
+
+def test_an_option_within_a_longer_one_is_not_named() -> None:
+    options = ("at the top", "at the top-left", "at the bottom")
+    assert parse_choice("Therefore, it is at the top-left.", options) == "at the top-left"
+    assert parse_choice("Therefore, it is at the top.", options) == "at the top"
+    assert parse_choice("Therefore, at the top-left is less than at the top.", options) is None
 
 
 def test_not_one_of_three_options_decides_nothing() -> None:

@@ -88,6 +88,13 @@ def test_runs_with_nothing_in_common_are_refused(make_prediction: Make) -> None:
     assert found.num == 1
 
 
+def test_a_single_rated_dialogue_is_compared(make_prediction: Make) -> None:
+    ours, theirs = ([make_prediction("1", answers=["a", "b"], rating=rating)] for rating in (5.0, 4.0))
+    [found] = compare_runs({"sparkles_eval": ours}, {"sparkles_eval": theirs})
+    assert (found.num, found.difference.value, found.difference.p_value) == (1, 1.0, 1.0)
+    assert "n=1" in shown(ours, theirs, name="sparkles_eval")
+
+
 def test_ratings_that_failed_are_not_compared(make_prediction: Make) -> None:
     rated, unrated = (make_prediction("1", answers=["a", "b"], rating=rating) for rating in (5.0, None))
     with pytest.raises(InputError, match="no dialogue is rated in both runs"):

@@ -75,18 +75,24 @@ def test_a_missing_caption_ends_it_before_anything_is_asked(serve: Serve) -> Non
 
 
 @pytest.mark.parametrize(
-    ("reply", "text", "truncated"),
+    ("reply", "text", "truncated", "refused"),
     [
-        (Reply(text="One, two,", finish_reason="length"), "One, two,", True),
-        (Reply(text=None, refusal="I cannot."), "I cannot.", False),
-        (Reply(text="", finish_reason="content_filter"), "", False),
+        (Reply(text="Two."), "Two.", False, False),
+        (Reply(text="One, two,", finish_reason="length"), "One, two,", True, False),
+        (Reply(text=None, refusal="I cannot."), "I cannot.", False, True),
+        (Reply(text="", finish_reason="content_filter"), "", False, True),
     ],
 )
 def test_a_cut_or_refused_answer_is_an_answer(
-    serve: Serve, prompt: Prompt, reply: Reply, text: str, truncated: bool
+    serve: Serve, prompt: Prompt, reply: Reply, text: str, truncated: bool, refused: bool
 ) -> None:
     [response] = responder_at(serve(lambda call: reply)).respond([prompt])
-    assert (response.text, response.truncated, response.failure) == (text, truncated, "")
+    assert (response.text, response.truncated, response.refused, response.failure) == (
+        text,
+        truncated,
+        refused,
+        "",
+    )
 
 
 def test_the_name_tells_apart_what_gives_other_answers() -> None:

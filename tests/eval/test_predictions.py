@@ -22,8 +22,8 @@ def test_a_line_that_is_being_written_is_not_read(
     make_prediction: Callable[..., Prediction], write_run: Callable[..., Path]
 ) -> None:
     folder = write_run("run", bison=[make_prediction("1")])
-    with (folder / "predictions/bison.jsonl").open("a") as file:
-        file.write('{"item_id": "2", "ki')
+    with (folder / "predictions/bison.jsonl").open("ab") as file:
+        file.write('{"item_id": "2", "kind": "ö'.encode()[:-1])  # cut within a character
     assert [one.item_id for one in read_run(folder)["bison"]] == ["1"]
 
 

@@ -153,6 +153,19 @@ def test_a_line_torn_by_a_crash_is_asked_again(
     assert path.read_text() == whole
 
 
+def test_a_line_torn_within_a_character_is_asked_again(
+    bison: Bison, scripted_responder: Scripted, run_dir: Path
+) -> None:
+    evaluate([bison], scripted_responder(lambda prompt: "Schön"), None, run_dir, progress=False)
+    path = run_dir / "predictions" / "bison.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex("ö".encode()) + 1])
+    second = scripted_responder(lambda prompt: "Schön")
+    evaluate([bison], second, None, run_dir, progress=False)
+    assert [prompt.item_id for prompt in second.asked] == ["4"]
+    assert path.read_bytes() == whole
+
+
 def test_an_answer_with_unusual_line_separators_is_taken_up(
     bison: Bison, scripted_responder: Scripted, run_dir: Path
 ) -> None:

@@ -143,6 +143,11 @@ def test_the_permutation_test_of_few_ratings_is_exact() -> None:
     assert found.value == pytest.approx(1.4)
 
 
+def test_a_single_rating_tells_nothing() -> None:
+    found = mean_difference([8.0], [6.0])
+    assert (found.value, found.p_value, found.interval.low) == (2.0, 1.0, None)
+
+
 def test_equal_ratings_differ_by_nothing() -> None:
     ratings = [float(i % 7) for i in range(21)]
     found = mean_difference(ratings, ratings, groups(7, 3))

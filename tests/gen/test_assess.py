@@ -168,6 +168,27 @@ def test_a_reply_without_a_quality_is_no_assessment(text: str) -> None:
     assert found.problem.startswith("no quality from 1 to 10 in")
 
 
+def test_a_reply_that_says_nothing_of_safety_is_no_assessment() -> None:
+    found = read_judgement('{"reason": "Good.", "quality": 8}')
+    assert (found.quality, found.failed) == (None, False)
+    assert found.problem.startswith("nothing on what is unsafe in")
+
+
+def test_a_reply_that_was_cut_is_no_assessment(
+    serve: Callable[[Script], ScriptedServer], tmp_path: Path
+) -> None:
+    serve(
+        lambda call: (
+            Reply(text='{"quality": 9, "unsafe": "", "reason": "Goo', finish_reason="length")
+            if "limerick" in call.question
+            else opinion(call)
+        )
+    )
+    write_dialogues(tmp_path / "mine.json", map(dialogue, ["Tell a story about", "Write a limerick on"]))
+    filter(path=str(tmp_path / "mine.json"), out=str(tmp_path / "out"), judge="judge-1")
+    assert removed_by(tmp_path / "out", "judge") == {1: "not assessed: the reply ended with length"}
+
+
 def test_a_quality_that_cannot_be_is_refused() -> None:
     with pytest.raises(InputError, match="min_quality is 0, expected 1 to 10"):
         Acceptable({dialogue("Why"): Assessment(quality=5)}, min_quality=0)

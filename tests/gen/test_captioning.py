@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,28 @@ def test_what_failed_is_named_and_asked_for_alone_next_time(folder: Path, tmp_pa
     responder = Describing()
     assert caption_folder(folder, responder, out, question="{image}") == 2
     assert [prompt.item_id for prompt in responder.asked] == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("response", "words"),
+    [
+        (Response(text="I cannot\nhelp.", refused=True), "refused, in these words: 'I cannot help.'"),
+        (Response(text="", refused=True), "refused, or filtered by the provider"),
+        (
+            Response(text="A boat on a", truncated=True),
+            "cut off at the limit on new tokens, ... 'A boat on a'",
+        ),
+        (Response(text=" "), "an empty answer"),
+    ],
+)
+def test_what_is_no_whole_answer_is_no_caption(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, response: Response, words: str
+) -> None:
+    out, responder = tmp_path / "captions.jsonl", Describing()
+    monkeypatch.setattr(responder, "respond", lambda prompts: [response, Response(text="A boat.")])
+    with pytest.raises(InputError, match=re.escape(f"such as 7.jpg: {words};")):
+        caption_folder(folder, responder, out, question="{image}")
+    assert read(out) == {"b": "A boat."}
 
 
 def test_a_folder_without_pictures_or_a_question_without_one_is_refused(folder: Path, tmp_path: Path) -> None:
