@@ -11,9 +11,8 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        Path(temporary).chmod(
-            0o666 & ~_umask()
-        )  # as other files, which only their owner would read otherwise
+        # As other files; only their owner could read them otherwise.
+        Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -85,12 +85,7 @@ def load_image(image: Image) -> PIL.Image.Image:
     try:
         with PIL.Image.open(image.path) as file:
             picture = file.convert("RGB")  # drops transparency, as the original does
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        PIL.Image.DecompressionBombError,
-    ) as error:  # all of them Pillow's
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ImageError(
             f"cannot read {image.path} (image {image.image_id}): {error}; expected a picture that Pillow opens: "
             "replace the file, or leave out the records that show it"

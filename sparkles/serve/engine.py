@@ -209,12 +209,11 @@ class Engine:
         post = Post()
         try:
             while group := self._next_to_read(post):
-                prompts = [
-                    one for one in group if one.question.sampling.beams == 1
-                ]  # a search reads for itself
-                looks = partial(self._look, prompts), "the model failed to look at the pictures"
-                reads = partial(self._read_prompts, prompts), _FAILED
-                all(post.attempt(task, prompts, failure) for task, failure in (looks, reads) if prompts)
+                # A search reads for itself.
+                prompts = [one for one in group if one.question.sampling.beams == 1]
+                look, read = partial(self._look, prompts), partial(self._read_prompts, prompts)
+                if prompts and post.attempt(look, prompts, "the model failed to look at the pictures"):
+                    post.attempt(read, prompts, _FAILED)
                 for exchange in group:
                     self._read.put(exchange)
                 post.deliver()
@@ -292,9 +291,8 @@ class Engine:
             while self._gather():
                 try:
                     self._write()
-                except (
-                    Exception
-                ):  # a bug, or not even the memory to tidy up; who comes next is to be answered
+                except Exception:
+                    # A bug, or not even the memory to tidy up; who comes next is to be answered.
                     log.exception("%d answers failed", len(self._rows))
                     self._start_again()
                 self._post.deliver()

@@ -68,12 +68,13 @@ class RequestReader:
             raise ApiError(400, f"n is {choices}; at most {most} choices are given", param="n")
         try:
             conversation = self._conversation(request)
-            encoded = await asyncio.to_thread(
-                self._encode, conversation
-            )  # first: to read pictures costs more
+            # First: to read pictures costs more than to find the text too long.
+            encoded = await asyncio.to_thread(self._encode, conversation)
             contents = await self._contents(conversation.urls)
-            loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(self._lookers, self._look, conversation, contents)
+            threads = self._lookers if contents else None
+            pixels = await asyncio.get_running_loop().run_in_executor(
+                threads, self._look, conversation, contents
+            )
         except ConversationError as error:
             raise ApiError(400, str(error), param="messages") from error
         except PictureError as error:

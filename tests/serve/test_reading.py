@@ -1,6 +1,7 @@
 """From requests to questions."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,5 +73,31 @@ def test_when_a_picture_is_not_to_be_had_no_other_is_fetched_any_more(
             await reader.read(request("https://example.org/a.png", "data:image/png;base64,%"))
         assert refused.value.status == 400
         assert fetches == ["begun", "given up"]
+
+    asyncio.run(ask())
+
+
+def test_a_request_without_pictures_does_not_wait_for_those_of_others(
+    engine: Engine, scenes: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = reader_for(engine)
+    goes_on = threading.Event()
+    decode = reading.decode
+
+    def slow_decode(content: bytes, **options: Any) -> PIL.Image.Image:
+        assert goes_on.wait(20)
+        return decode(content, **options)
+
+    monkeypatch.setattr(reading, "decode", slow_decode)
+    text = ChatRequest.model_validate({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]})
+
+    async def ask() -> None:
+        many = [asyncio.ensure_future(reader.read(request(data_url(scenes(1)[0])))) for _ in range(20)]
+        await asyncio.sleep(0.2)  # they hold all threads for pictures
+        async with asyncio.timeout(10):
+            await reader.read(text)
+        assert not any(one.done() for one in many)
+        goes_on.set()
+        await asyncio.gather(*many)
 
     asyncio.run(ask())
