@@ -1,5 +1,6 @@
 """The provider's batch API: each call is handed over once and its reply kept, whenever the program dies."""
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -42,15 +43,20 @@ def question(number: int, **settings: Any) -> Request:
     return Request(model="scripted", messages=(ChatMessage("user", (text,)),), max_tokens=20, **settings)
 
 
-def ask(
+def ask_for_charge(
     base_url: str, folder: Path, num: int, made_before: Sequence[str] = (), **settings: Any
-) -> list[Outcome]:
+) -> tuple[list[Outcome], LLMClient]:
+    """What is answered, and the client that has booked it."""
     with Journal(folder / "replies.jsonl", sync=False) as journal:
         client = LLMClient(base_url=base_url, journal=journal, attempts=1, **settings)
         batches = BatchClient(
             client, jobs=folder / "batches.jsonl", poll_seconds=0.01, made_before=made_before
         )
-        return batches.complete_all([question(number) for number in range(num)])
+        return batches.complete_all([question(number) for number in range(num)]), client
+
+
+def ask(*args: Any, **settings: Any) -> list[Outcome]:
+    return ask_for_charge(*args, **settings)[0]
 
 
 def texts(outcomes: list[Outcome]) -> list[str]:
@@ -212,3 +218,74 @@ def test_an_endpoint_without_batches_is_named(tmp_path: Path) -> None:
 def test_without_a_journal_there_is_nowhere_to_put_replies(tmp_path: Path) -> None:
     with pytest.raises(ClientError, match="need a journal"):
         BatchClient(LLMClient(), jobs=tmp_path / "jobs.jsonl")
+
+
+# --- what comes back, and what it cost
+
+
+def test_replies_may_hold_unusual_line_separators_and_blank_lines_are_passed_over(
+    serve: Callable[..., BatchServer], tmp_path: Path
+) -> None:
+    server = serve(lambda call: Reply(text="one two"))
+
+    def with_separators(event: str) -> None:
+        for name in server.files:
+            if name.endswith("-output"):
+                server.files[name] = "\n" + server.files[name].replace("one two", "one\u2028two\x85") + "\n\n"
+
+    server.before_answer = with_separators
+    assert texts(ask(server.base_url, tmp_path, 2)) == ["one\u2028two\x85"] * 2
+
+
+def test_a_line_that_cannot_be_read_is_told_and_leaves_the_others_alone(
+    serve: Callable[..., BatchServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="sparkles.llm_client.batch")
+    server = serve()
+
+    def tear(event: str) -> None:
+        if "batch-0-output" in server.files:
+            first, second = server.files["batch-0-output"].split("\n")[:2]
+            server.files["batch-0-output"] = "\n".join([first[:40], second, "[]"])
+
+    server.before_answer = tear
+    assert texts(ask(server.base_url, tmp_path, 2)) == ["server_error", "You asked: Question 1?"]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert told[0].startswith("batch batch-0: a line cannot be read and is passed over (JSONDecodeError")
+    assert '{"custom_id"' in told[0]
+
+
+def test_replies_of_another_model_are_kept_and_charged_once(
+    serve: Callable[..., BatchServer], tmp_path: Path
+) -> None:
+    server = serve(lambda call: Reply(model="some-other-model"))
+    outcomes, client = ask_for_charge(server.base_url, tmp_path, 2, prices=PRICE)
+    assert texts(outcomes) == ["wrong_model"] * 2
+    assert client.ledger.dollars == pytest.approx(0.0004)
+    with Journal(tmp_path / "batches.jsonl") as jobs:  # as if the program had died before it noted the end
+        for name, job in jobs.items():
+            jobs.put(name, job | {"state": "made"})
+    outcomes, client = ask_for_charge(
+        server.base_url, tmp_path, 2, prices=PRICE, budget_usd=0.0005
+    )  # no room for another call
+    assert texts(outcomes) == ["budget"] * 2
+    assert client.ledger.dollars == pytest.approx(0.0004)
+    outcomes, client = ask_for_charge(
+        server.base_url, tmp_path, 2, prices=PRICE
+    )  # another batch, which says and costs the same
+    assert client.ledger.dollars == pytest.approx(0.0008)
+    keys = [json.loads(line)["key"] for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
+    assert sorted(keys) == sorted(f"{question(n).key}/rejected/{m}" for n in range(2) for m in (1, 2))
+
+
+def test_replies_that_tell_no_tokens_are_charged_with_the_most_that_they_can_cost(
+    serve: Callable[..., BatchServer], tmp_path: Path
+) -> None:
+    server = serve(lambda call: Reply(usage=None))
+    _, client = ask_for_charge(server.base_url, tmp_path, 2, prices=PRICE)
+    bound = client.ledger.bound(question(0))
+    assert client.ledger.lost_dollars == pytest.approx(2 * bound)
+    assert texts(ask(server.base_url, tmp_path, 3, prices=PRICE, budget_usd=2.5 * bound)) == [
+        "An answer."
+    ] * 2 + ["budget"]
