@@ -15,19 +15,17 @@ import io
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal
 
-import PIL.Image
-
 from sparkles.data.encoding import EncodingError
 from sparkles.prompt_format import strip_tags
 from sparkles.serve.engine import Engine
 from sparkles.serve.limits import CHARACTERS_PER_TOKEN, Limits
-from sparkles.serve.moderation import Moderation, moderated
+from sparkles.serve.moderation import Moderation, look, moderated
 from sparkles.serve.pictures import data_url, decode, read_data_url
 from sparkles.serve.prompts import Said, to_messages, without_placeholders
 from sparkles.serve.question import (
@@ -318,17 +316,16 @@ class Chat:
         except EncodingError as error:
             raise self._too_long() from error
         uploads = conversation.uploads
-        pictures: Iterable[PIL.Image.Image] = (
-            decode(uploads[str(image.image_id)].content, max_pixels=self.limits.image_pixels)
-            for image in encoded.images
-        )  # one after the other, unless all are judged: they are large
-        if self.moderation is not None:
-            asked, pictures = "\n".join(message.content for message in messages), list(pictures)
-            if reason := self.moderation(asked, pictures):
-                raise ChatError(reason)
+        pixels = look(
+            "\n".join(message.content for message in messages),
+            (uploads[str(image.image_id)].content for image in encoded.images),
+            transform=self.engine.transform,
+            max_pixels=self.limits.image_pixels,
+            moderation=self.moderation,
+        )
         question = Question(
             encoded=encoded,
-            pixel_values=[self.engine.transform(picture) for picture in pictures],
+            pixel_values=pixels,
             sampling=conversation.turns[-1].sampling,
             in_pieces=self.moderation is None,
         )

@@ -14,8 +14,8 @@ from sparkles.data.encoding import Encoded
 from sparkles.serve.engine import Engine
 from sparkles.serve.errors import ApiError
 from sparkles.serve.limits import CHARACTERS_PER_TOKEN, Limits
-from sparkles.serve.moderation import Moderation
-from sparkles.serve.pictures import PictureError, PublicWeb, decode, read_data_url
+from sparkles.serve.moderation import Moderation, RefusedError, look
+from sparkles.serve.pictures import PictureError, PublicWeb, read_data_url
 from sparkles.serve.prompts import ConversationError, Said, to_messages, without_placeholders
 from sparkles.serve.protocol import ChatRequest, ImagePart
 from sparkles.serve.question import Question, Sampling
@@ -79,6 +79,8 @@ class RequestReader:
             raise ApiError(400, str(error), param="messages") from error
         except PictureError as error:
             raise ApiError(400, str(error), param="messages", code="invalid_image") from error
+        except RefusedError as error:
+            raise ApiError(400, str(error), param="messages", code="content_filter") from error
         return Question(encoded=encoded, pixel_values=pixels, sampling=sampling, choices=choices)
 
     def _sampling(self, request: ChatRequest) -> Sampling:
@@ -164,15 +166,14 @@ class RequestReader:
         return encoded
 
     def _look(self, conversation: _Conversation, contents: Sequence[bytes]) -> list[Tensor]:
-        """What the model sees of the pictures: float32[3, H, W] of each; one after the other, unless all are judged."""
-        pictures = (decode(content, max_pixels=self.limits.image_pixels) for content in contents)
-        if self.moderation is None:
-            return [self.engine.transform(picture) for picture in pictures]
         asked = [message.content for message in conversation.messages]
-        shown = list(pictures)
-        if reason := self.moderation("\n".join([conversation.instructions, *asked]), shown):
-            raise ApiError(400, reason, param="messages", code="content_filter")
-        return [self.engine.transform(picture) for picture in shown]
+        return look(
+            "\n".join([conversation.instructions, *asked]),
+            contents,
+            transform=self.engine.transform,
+            max_pixels=self.limits.image_pixels,
+            moderation=self.moderation,
+        )
 
     async def _contents(self, urls: Sequence[str]) -> list[bytes]:
         """Of all; where one is not to be had, none is waited for."""

@@ -9,7 +9,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from sparkles.serve import reading
+from sparkles.serve import moderation
 from sparkles.serve.engine import Engine
 from sparkles.serve.errors import ApiError
 from sparkles.serve.limits import Limits
@@ -34,7 +34,7 @@ def test_no_more_than_one_picture_is_unpacked_at_a_time(
     engine: Engine, scenes: Scenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    decode, transform = reading.decode, engine.transform
+    decode, transform = moderation.decode, engine.transform
 
     def noted_decode(content: bytes, **options: Any) -> PIL.Image.Image:
         done.append("unpacked")
@@ -44,7 +44,7 @@ def test_no_more_than_one_picture_is_unpacked_at_a_time(
         done.append("seen")
         return transform(picture)
 
-    monkeypatch.setattr(reading, "decode", noted_decode)
+    monkeypatch.setattr(moderation, "decode", noted_decode)
     monkeypatch.setattr(engine, "transform", noted_transform)
     question = asyncio.run(reader_for(engine).read(request(*map(data_url, scenes(3)))))
     assert len(question.pixel_values) == 3
@@ -82,13 +82,13 @@ def test_a_request_without_pictures_does_not_wait_for_those_of_others(
 ) -> None:
     reader = reader_for(engine)
     goes_on = threading.Event()
-    decode = reading.decode
+    decode = moderation.decode
 
     def slow_decode(content: bytes, **options: Any) -> PIL.Image.Image:
         assert goes_on.wait(20)
         return decode(content, **options)
 
-    monkeypatch.setattr(reading, "decode", slow_decode)
+    monkeypatch.setattr(moderation, "decode", slow_decode)
     text = ChatRequest.model_validate({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]})
 
     async def ask() -> None:
